@@ -1,0 +1,1 @@
+"""Hydra configs of lbtrain: one group per role, one YAML per class."""

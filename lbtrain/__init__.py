@@ -1,0 +1,40 @@
+"""Large-batch training for PyTorch Lightning.
+
+Rooms: `functional` is the mathematics (tensors in, frozen results out), `callbacks` brings it into any Trainer, `app`
+runs and sweeps experiments with Hydra, `study` compares what the runs left on disk; `records` is what the last two
+share.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lbtrain.callbacks.hessian import HessianSpectrum
+    from lbtrain.callbacks.loss_reduction import LossReductionCheck
+    from lbtrain.callbacks.lr_scaling import LearningRateScaling
+    from lbtrain.callbacks.random_state import RandomState
+    from lbtrain.callbacks.sam import SAM
+    from lbtrain.callbacks.sharpness import Sharpness
+
+__version__ = "0.1.0"
+__all__ = ["LearningRateScaling", "LossReductionCheck", "SAM", "HessianSpectrum", "Sharpness", "RandomState"]
+
+# Names are looked up when first used: `train.py --help` must answer without importing torch.
+_FILES = {
+    "LearningRateScaling": "lr_scaling",
+    "LossReductionCheck": "loss_reduction",
+    "SAM": "sam",
+    "HessianSpectrum": "hessian",
+    "Sharpness": "sharpness",
+    "RandomState": "random_state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FILES:
+        return getattr(importlib.import_module(f"lbtrain.callbacks.{_FILES[name]}"), name)
+    raise AttributeError(f"module 'lbtrain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FILES])

@@ -1,0 +1,1 @@
+"""The Hydra application: compose, check, train, sweep."""

@@ -1,0 +1,174 @@
+"""What is written down about a run: its config as flat keys without secrets, the versions, and the commit."""
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Scalar = str | int | float | bool | None
+
+_SECRET = frozenset({
+    "key",
+    "keys",
+    "apikey",
+    "token",
+    "secret",
+    "secrets",
+    "password",
+    "passwords",
+    "passwd",
+    "passphrase",
+    "credentials",
+})
+# Values from the environment stay names, and directories of this machine stay out.
+_FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env:")
+_DIRECTORY = re.compile(r"\$\{\s*hydra:\s*(runtime\.(output_dir|cwd)|run\.dir|sweep\.dir)|\$\{\s*paths\.")
+_PACKAGES = (
+    "lbtrain",
+    "torch",
+    "pytorch-lightning",
+    "lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "scikit-learn",
+    "wandb",
+)
+
+
+def flat(cfg: DictConfig) -> dict[str, Scalar]:
+    """Flatten a config for records, loggers and tables.
+
+    Left out are the blocks `hydra` and `paths`, values made from directories of a run, copies of other nodes
+    (`optimizer: ${optimizer}`), empty lists, and secrets. Values from environment variables keep the name of the
+    variable, also when another value refers to them.
+
+    Args:
+        cfg: The composed config.
+
+    Returns:
+        Values by dotted key; entries of lists by their position, from 0.
+    """
+    raw = {
+        key: node for key, node in OmegaConf.to_container(cfg, resolve=False).items() if key not in ("hydra", "paths")
+    }
+    hidden: dict[str, str] = {}
+    masked = OmegaConf.create(_mask(OmegaConf.to_container(cfg, resolve=False), hidden))
+    rows: dict[str, Scalar] = {}
+    for path, text in _leaves(raw):
+        key = ".".join(map(str, path))
+        value = _resolved(masked, path, text)
+        if isinstance(value, str):
+            for token, original in hidden.items():
+                value = value.replace(token, original)
+        if not (_is_config(value) or _is_secret(path, value) or _names_directory(value)):
+            rows[key] = value
+    return rows
+
+
+def without_secrets(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Drop overrides that set a secret, such as `logger.wandb.api_key=...`.
+
+    Args:
+        overrides: Overrides as given on the command line.
+
+    Returns:
+        The others, in their order.
+    """
+    return tuple(
+        override
+        for override in overrides
+        if not _is_secret(override.partition("=")[0].lstrip("+~").split("."), override.partition("=")[2])
+    )
+
+
+def versions() -> dict[str, str]:
+    """Look up the versions that shape a run's numbers.
+
+    Returns:
+        Installed version by distribution name, and that of Python.
+    """
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(cwd: str | Path) -> str | None:
+    """Look up the commit that a directory's files come from.
+
+    Args:
+        cwd: A directory of the working tree.
+
+    Returns:
+        The 40 digits of the commit, with `-dirty` when tracked files differ from it; None without git, repository or
+        commit.
+    """
+    # Excluding all tags leaves the commit itself.
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _mask(node: Any, hidden: dict[str, str]) -> Any:
+    # Texts that must not be resolved become tokens, so that values that refer to them do not resolve them either.
+    if isinstance(node, Mapping):
+        return {key: _mask(value, hidden) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_mask(value, hidden) for value in node]
+    if isinstance(node, str) and (_FROM_ENVIRONMENT.search(node) or _DIRECTORY.search(node)):
+        token = f"<unresolved {len(hidden)}>"
+        hidden[token] = node
+        return token
+    return node
+
+
+def _leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, (*path, key))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _leaves(value, (*path, position))
+    else:
+        yield path, node
+
+
+def _resolved(cfg: DictConfig, path: Sequence[Any], text: Any) -> Any:
+    # Key by key: a key may itself contain dots. What does not resolve stays as it is written.
+    node: Any = cfg
+    try:
+        for key in path:
+            node = node[key]
+    except OmegaConfBaseException:
+        return text
+    return node if isinstance(node, (str, int, float, bool, type(None))) or _is_config(node) else str(node)
+
+
+def _is_config(value: Any) -> bool:
+    return OmegaConf.is_config(value)
+
+
+def _is_secret(path: Sequence[Any], value: Any) -> bool:
+    # A number with a fraction, a switch or nothing is no secret, whatever its name: `token_dropout: 0.1`.
+    if value is None or isinstance(value, (bool, float)):
+        return False
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", " ".join(map(str, path)))
+    return any(word.lower() in _SECRET for word in words)
+
+
+def _names_directory(value: Any) -> bool:
+    return isinstance(value, str) and _DIRECTORY.search(value) is not None

@@ -1,0 +1,1 @@
+"""Lightning callbacks: one file, one callback, on an unchanged LightningModule with automatic optimization."""

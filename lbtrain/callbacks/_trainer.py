@@ -1,0 +1,134 @@
+"""Facts read off a Trainer, and the one way in which a callback's numbers leave."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from lbtrain._lightning import (
+    GradientAccumulationScheduler,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_only,
+)
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """How many samples one optimizer step sees."""
+
+    per_device: int
+    """Samples per batch of one device."""
+    data_parallel: int
+    """Devices that see different data."""
+    accumulate: int
+    """Batches per optimizer step."""
+
+    @property
+    def size(self) -> int:
+        """Samples per optimizer step."""
+        return self.per_device * self.data_parallel * self.accumulate
+
+    def __str__(self) -> str:
+        return f"{self.size} = {self.per_device} x {self.data_parallel} x {self.accumulate}"
+
+
+def global_batch(trainer: Trainer, per_device: int | None = None) -> GlobalBatch:
+    """Read the global batch off a Trainer whose loaders are set up.
+
+    Args:
+        trainer: The Trainer, in `on_train_start` or later.
+        per_device: Batch size per device; None reads it off the training loader.
+
+    Returns:
+        Per-device batch x data-parallel size x accumulation; a batch size that cannot be read off the loaders is an
+        error.
+    """
+    # Not the world size: with tensor parallelism several devices share the same data.
+    data_parallel = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    return GlobalBatch(per_device or _loader_batch_size(trainer), data_parallel, accumulation(trainer))
+
+
+def accumulation(trainer: Trainer) -> int:
+    """Return the batches per optimizer step in the current epoch.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The count; a GradientAccumulationScheduler is asked itself, since it sets the Trainer's value only later in the
+        epoch.
+    """
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            return int(callback.get_accumulate_grad_batches(trainer.current_epoch))
+    return int(trainer.accumulate_grad_batches)
+
+
+def is_optimizer_step(trainer: Trainer) -> bool:
+    """Return whether the current batch closes its accumulation window.
+
+    Args:
+        trainer: The Trainer, between `on_train_batch_start` and `on_train_batch_end`.
+
+    Returns:
+        Whether the optimizer steps with this batch.
+    """
+    return not trainer.fit_loop._should_accumulate()
+
+
+def _loader_batch_size(trainer: Trainer) -> int:
+    loaders = trainer.fit_loop._combined_loader.flattened
+    sizes = [_batch_size(loader) for loader in loaders]
+    if len(sizes) != 1 or sizes[0] is None:
+        found = ", ".join(
+            f"{type(x).__name__} with batch size {s or 'unknown'}" for x, s in zip(loaders, sizes, strict=True)
+        )
+        raise MisconfigurationException(
+            f"the batch size per device cannot be read off the training loaders ({found}): give it, "
+            "LearningRateScaling(batch_size=...) or callbacks.lr_scaling.batch_size=..."
+        )
+    return sizes[0]
+
+
+def _batch_size(loader: Any) -> int | None:
+    if not isinstance(loader, DataLoader):
+        return None
+    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+
+
+def publish(trainer: Trainer, metrics: Mapping[str, float | str]) -> None:
+    """Give numbers to `trainer.callback_metrics` on every rank and to the loggers on rank zero.
+
+    Lightning forbids `self.log` where training ends; texts (a verdict) go to the loggers' hyperparameters.
+
+    Args:
+        trainer: The Trainer.
+        metrics: Values by key, in the units of the key table in the README.
+    """
+    numbers = {key: float(value) for key, value in metrics.items() if not isinstance(value, str)}
+    trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in numbers.items()})
+    _log(trainer, numbers, {key: value for key, value in metrics.items() if isinstance(value, str)})
+
+
+@rank_zero_only
+def _log(trainer: Trainer, numbers: dict[str, float], texts: dict[str, str]) -> None:
+    for logger in trainer.loggers:
+        if numbers:
+            logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if texts:
+            logger.log_hyperparams(texts)
+        logger.save()
+
+
+def count_measuring(trainer: Trainer, seconds: float) -> None:
+    """Add to the time that the run has spent measuring, `time/measure_s`.
+
+    Args:
+        trainer: The Trainer.
+        seconds: Duration of a measurement that has ended.
+    """
+    so_far = float(trainer.callback_metrics.get("time/measure_s", 0.0))
+    publish(trainer, {"time/measure_s": so_far + seconds})

@@ -1,0 +1,86 @@
+"""Many tensors as one vector: flatten, unflatten, norm, dot."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the entries of all tensors as one vector, in order.
+
+    Args:
+        tensors: Any shapes, ``n`` entries together, on one device.
+
+    Returns:
+        New vector of shape ``(n,)``, in the unit of the tensors; empty for no tensors.
+    """
+    if not tensors:
+        return torch.zeros(0)
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Cut a vector into views with the shapes of ``like``, the inverse of ``flatten``.
+
+    Args:
+        vector: Contiguous, shape ``(n,)``.
+        like: Tensors with ``n`` entries together; only their shapes are read.
+
+    Returns:
+        Views of ``vector``: writing into one writes into the vector.
+
+    Raises:
+        ValueError: If the vector is not of shape ``(n,)``.
+    """
+    sizes = [t.numel() for t in like]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(
+            f"vector must have shape ({sum(sizes)},), the entries of `like`, got {tuple(vector.shape)}; "
+            "build it with flatten() from tensors of the same shapes"
+        )
+    return [piece.view(t.shape) for piece, t in zip(torch.split(vector, sizes), like, strict=True)]
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm over all entries, ``sqrt(sum_i |t_i|^2)``, without waiting for the device.
+
+    Half-precision tensors are squared in float32, where the sum cannot overflow.
+
+    Args:
+        tensors: Any shapes; may lie on several devices, the result lies on the first.
+
+    Returns:
+        0-dim tensor, in the unit of the tensors; zero for no tensors.
+    """
+    if not tensors:
+        return torch.zeros(())
+    wide = [t.float() if t.dtype in _HALF else t for t in tensors]
+    parts = torch._foreach_norm(wide, 2.0)
+    return torch.linalg.vector_norm(torch.stack([p.to(parts[0]) for p in parts]))
+
+
+def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Return the inner product over all entries, ``sum_i <l_i, r_i>``, without waiting for the device.
+
+    Args:
+        left: Any shapes.
+        right: As many tensors of the same shapes.
+
+    Returns:
+        0-dim tensor, in the product of the two units; zero for no tensors.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if [t.shape for t in left] != [t.shape for t in right]:
+        raise ValueError(
+            f"left and right must have equal shapes, got {[tuple(t.shape) for t in left]} and "
+            f"{[tuple(t.shape) for t in right]}; pass the tensors in the same order"
+        )
+    if not left:
+        return torch.zeros(())
+    parts = [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(left, right, strict=True)]
+    return torch.stack([p.to(parts[0]) for p in parts]).sum()

@@ -1,0 +1,177 @@
+"""The axes of a study, read off the flat config and the metrics of one run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# Within 2 % of the loss of guessing: a network whose units have died predicts the class frequencies, and its
+# cross entropy then lies just under ln(classes).
+CHANCE_FRACTION = 0.98
+
+# Metric key -> (words, unit); the order is the order of the report's columns.
+METRICS: dict[str, tuple[str, str]] = {
+    "train/loss": ("train loss", "per sample"),
+    "val/loss": ("validation loss", "per sample"),
+    "test/loss": ("test loss", "per sample"),
+    "train/acc": ("train accuracy", "fraction"),
+    "val/acc": ("validation accuracy", "fraction"),
+    "test/acc": ("test accuracy", "fraction"),
+    "gap/loss": ("loss gap", "test minus train"),
+    "gap/acc": ("accuracy gap", "test minus train"),
+    "hessian/lambda_max": ("lambda_max", "loss per squared parameter"),
+    "hessian/lambda_max_residual": ("lambda_max residual", "loss per squared parameter"),
+    "hessian/stability": ("stability", "1 = edge"),
+    "sharpness/keskar": ("Keskar's sharpness", "%"),
+    "sharpness/sam": ("SAM sharpness", "loss"),
+    "sharpness/average": ("average sharpness", "loss"),
+    "sharpness/adaptive": ("adaptive sharpness", "loss"),
+    "time/step_ms": ("time per optimizer step", "ms"),
+    "time/fit_s": ("time of the fit", "s"),
+    "time/measure_s": ("time of measuring", "s"),
+}
+
+_HIGHER_IS_BETTER = ("acc", "accuracy", "f1", "auroc", "auc", "r2", "precision", "recall")
+
+
+def optimizer_label(config: Mapping[str, Any]) -> str:
+    """Name the optimizer of a run, with its momentum.
+
+    Args:
+        config: Flat config of the run.
+
+    Returns:
+        Such as "Adam", "SGD", "SGD momentum 0.9", "SGD Nesterov 0.9"; empty when the config names none.
+    """
+    keys = sorted((key for key in config if f".{key}".endswith(".optimizer._target_")), key=len)
+    if not keys:
+        return ""
+    prefix = keys[0].removesuffix("_target_")
+    name = str(config[keys[0]]).rpartition(".")[2]
+    momentum = config.get(f"{prefix}momentum")
+    if isinstance(momentum, int | float) and momentum:
+        return f"{name} {'Nesterov' if config.get(f'{prefix}nesterov') else 'momentum'} {momentum:g}"
+    return name
+
+
+def sam_rho(config: Mapping[str, Any]) -> float:
+    """Read the radius of SAM, in units of parameter norm; 0 without SAM (and SAM with 0 is plain training).
+
+    Args:
+        config: Flat config of the run.
+
+    Returns:
+        The radius.
+    """
+    rho = config.get("callbacks.sam.rho")
+    return float(rho) if isinstance(rho, int | float) else 0.0
+
+
+def rate_label(config: Mapping[str, Any]) -> str:
+    """Name how the learning rate follows the batch.
+
+    Args:
+        config: Flat config of the run.
+
+    Returns:
+        "fixed" (no scaling, rule none, or exponent 0), the rule ("linear", "sqrt"), or "power p" for an exponent.
+    """
+    rule = config.get("callbacks.lr_scaling.rule")
+    try:
+        power = float(rule)  # type: ignore[arg-type]  # None and words end in the except
+    except (TypeError, ValueError):
+        return "fixed" if rule in {None, "", "none"} else str(rule)
+    return f"power {power:g}" if power else "fixed"
+
+
+def batch_size(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> float | None:
+    """Read the global batch size; the config's per-device size for a run that never got to report it.
+
+    Args:
+        config: Flat config of the run.
+        metrics: Metrics of the run.
+
+    Returns:
+        Samples per optimizer step, or None when the run names none.
+    """
+    return _first_number(metrics.get("batch/global"), config.get("data.batch_size"))
+
+
+def learning_rate(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> float | None:
+    """Read the rate that the run used, after scaling.
+
+    Args:
+        config: Flat config of the run.
+        metrics: Metrics of the run.
+
+    Returns:
+        Learning rate, or None when the run names none.
+    """
+    return _first_number(metrics.get("lr/scaled"), metrics.get("lr/base"), config.get("optimizer.lr"))
+
+
+def num_classes(config: Mapping[str, Any]) -> int | None:
+    """Read the number of classes, where any part of the config names it.
+
+    Args:
+        config: Flat config of the run.
+
+    Returns:
+        The number, or None.
+    """
+    found = [
+        value
+        for key, value in config.items()
+        if key.rpartition(".")[2] == "num_classes" and isinstance(value, int) and value > 1
+    ]
+    return max(found, default=None)
+
+
+def diverged(metrics: Mapping[str, Any], classes: int | None) -> bool:
+    """Decide whether a finished run has diverged.
+
+    It has, when its training or test loss is not finite, or its training loss is at least 98 % of ln(classes), the
+    cross entropy of guessing: then there is no minimum whose sharpness would mean anything.
+
+    Args:
+        metrics: Metrics of the run.
+        classes: Number of classes, None when unknown or not a classification.
+
+    Returns:
+        Whether the run counts as diverged.
+    """
+    losses = [metrics[key] for key in ("train/loss", "test/loss") if isinstance(metrics.get(key), int | float)]
+    if any(not math.isfinite(loss) for loss in losses):
+        return True
+    train = metrics.get("train/loss")
+    return isinstance(train, int | float) and classes is not None and train >= CHANCE_FRACTION * math.log(classes)
+
+
+def higher_is_better(metric: str) -> bool:
+    """Tell by its last word whether a metric is to be raised.
+
+    Args:
+        metric: Key, such as "test/acc".
+
+    Returns:
+        True for accuracies and their like; anything else counts as a loss.
+    """
+    return metric.rpartition("/")[2].lower() in _HIGHER_IS_BETTER
+
+
+def words(metric: str) -> str:
+    """Name a metric in words.
+
+    Args:
+        metric: Key, such as "test/acc".
+
+    Returns:
+        Such as "test accuracy"; the key itself when it is not one of lbtrain's.
+    """
+    return METRICS[metric][0] if metric in METRICS else metric
+
+
+def _first_number(*values: Any) -> float | None:
+    for value in values:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
