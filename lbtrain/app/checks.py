@@ -109,15 +109,16 @@ def _walk(node: DictConfig | ListConfig, raw: Any, path: str, *, expect_all: boo
             yield from _walk(value, raw[key], below, expect_all=expect_all, own=own)
 
 
-def _interpolation_problems(node: DictConfig | ListConfig, key: Any, text: str, path: str) -> Iterator[Problem]:
+def _interpolation_problems(node: DictConfig | ListConfig, key: Any, raw: str, path: str) -> Iterator[Problem]:
     try:
         node[key]
     except InterpolationToMissingValueError:
         return  # the missing value is listed at its own key
     except OmegaConfBaseException as error:
-        # ${hydra:...} has values inside a running job only.
-        if HydraConfig.initialized() or "HydraConfig" not in str(error):
-            yield Problem(path, f"cannot resolve {text}: {str(error).splitlines()[0]}")
+        # ${hydra:...} has values inside a running job only: either is said outside, before and after Hydra is loaded.
+        outside = any(text in str(error) for text in ("interpolation type hydra", "HydraConfig was not set"))
+        if HydraConfig.initialized() or not outside:
+            yield Problem(path, f"cannot resolve {raw}: {str(error).splitlines()[0]}")
 
 
 def _target_problems(node: DictConfig, raw: Any, path: str, *, expect_all: bool, own: bool) -> Iterator[Problem]:

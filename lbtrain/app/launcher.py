@@ -2,16 +2,9 @@
 
 import multiprocessing
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +14,8 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
-from lbtrain.app.progress import Progress
-from lbtrain.records import RunRecord, read_record, write_record
+from lbtrain.app.jobs import Job, run_jobs
+from lbtrain.records import read_record
 
 # What one job or its parent leaves in the environment and another must not inherit: Lightning's rank and seed
 # variables.
@@ -31,16 +24,6 @@ _LEAKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTE
 _MOST_SLOTS = 16
 
 _last_sweep: Path | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep."""
-
-    number: int
-    overrides: tuple[str, ...]
-    directory: Path
-    argv: tuple[str, ...]
 
 
 def launch(
@@ -72,8 +55,10 @@ def launch(
         raise CompactHydraException(f"hydra.launcher.start_method must be forkserver or spawn, got {start_method!r}")
     sweep = Path(config.hydra.sweep.dir).absolute()
     jobs = [
-        _job(config, job_config, overrides, sweep, first_number + i)
-        for i, (job_config, overrides) in enumerate(zip(configs, job_overrides, strict=True))
+        _job(config, job_config, overrides, sweep, first_number + i, label)
+        for i, (job_config, overrides, label) in enumerate(
+            zip(configs, job_overrides, _labels(job_overrides), strict=True)
+        )
     ]
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
@@ -83,7 +68,7 @@ def launch(
     _last_sweep = sweep
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slots = min(slots or _slots(configs, cores), len(jobs))
-    _run(context, jobs, slots, threads=max(1, cores // slots))
+    run_jobs(context, jobs, slots, threads=max(1, cores // slots))
     return [_result(job, job_config) for job, job_config in zip(jobs, configs, strict=True)]
 
 
@@ -95,7 +80,9 @@ def show_last_sweep() -> None:
         show(_last_sweep)
 
 
-def _job(config: DictConfig, job_config: DictConfig, overrides: Sequence[str], sweep: Path, number: int) -> Job:
+def _job(
+    config: DictConfig, job_config: DictConfig, overrides: Sequence[str], sweep: Path, number: int, label: str
+) -> Job:
     with open_dict(job_config):
         job_config.hydra.job.num = number
         directory = sweep / str(job_config.hydra.sweep.subdir)
@@ -106,7 +93,26 @@ def _job(config: DictConfig, job_config: DictConfig, overrides: Sequence[str], s
     tasks = [o for o in overrides if not o.startswith("hydra")]
     quiet = ["trainer.enable_progress_bar=false"] if "enable_progress_bar" in job_config.get("trainer", {}) else []
     argv = [sys.argv[0], *_config_flags(), *tasks, *quiet, *own, "hydra.mode=RUN", *placed]
-    return Job(number, tuple(tasks), directory, tuple(argv))
+    return Job(number, tuple(tasks), directory, tuple(argv), label)
+
+
+def _labels(job_overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Return what sets each job apart: its overrides less what all share, lists less their shared entries.
+
+    Returns:
+        One text per job; `run` where nothing sets it apart.
+    """
+    jobs = [dict(override.partition("=")[::2] for override in overrides) for overrides in job_overrides]
+    shared = set.intersection(*(set(job.items()) for job in jobs))
+    lists = [{k: set(v[1:-1].split(",")) for k, v in job.items() if v.startswith("[")} for job in jobs]
+    labels = []
+    for job, own in zip(jobs, lists, strict=True):
+        parts = {key: value for key, value in job.items() if (key, value) not in shared}
+        for key in own.keys() & parts.keys():
+            common = set.intersection(*(other.get(key, set()) for other in lists))
+            parts[key] = "+".join(sorted(own[key] - common)) or "none more"
+        labels.append(" ".join(f"{key}={value}" for key, value in parts.items()) or "run")
+    return labels
 
 
 def _config_flags() -> Iterator[str]:
@@ -171,86 +177,6 @@ def _runs(numbers: list[int], total: int) -> str:
     if len(numbers) == total:
         return "all runs"
     return f"run{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {total}"
-
-
-def _run(context: BaseContext, jobs: Sequence[Job], slots: int, threads: int) -> None:
-    waiting, running = list(jobs), {}
-    with Progress(len(jobs), slots) as progress:
-        try:
-            while waiting or running:
-                while waiting and len(running) < slots:
-                    job = waiting.pop(0)
-                    running[job.number] = job, _start(context, job, threads), time.monotonic()
-                    progress.started(job.number, job.overrides)
-                done = wait([process.sentinel for _, process, _ in running.values()])
-                for job, process, since in [entry for entry in running.values() if entry[1].sentinel in done]:
-                    process.join()
-                    del running[job.number]
-                    record = _recorded(job, process.exitcode, time.monotonic() - since)
-                    progress.ended(job.number, record, time.monotonic() - since)
-        except BaseException:
-            for _, process, _ in running.values():
-                _end(process)
-            raise
-
-
-def _start(context: BaseContext, job: Job, threads: int) -> BaseProcess:
-    job.directory.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_work, args=(job.argv, str(job.directory / "out.log"), threads))  # type: ignore[attr-defined]
-    process.start()
-    return process  # type: ignore[no-any-return]
-
-
-def _work(argv: tuple[str, ...], log: str, threads: int) -> None:
-    """Be the command `argv`, in a session of one's own, with all output in a file."""
-    os.setsid()
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    for name in _LEAKS:
-        os.environ.pop(name, None)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that this one starts
-    sys.argv = list(argv)
-    import torch
-
-    torch.set_num_threads(threads)
-    from lbtrain.app.cli import main
-
-    main()
-
-
-def _end(process: BaseProcess) -> None:
-    """End a job and the ranks that it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid or 0, number)
-        process.join(10)
-        if not process.is_alive():
-            return
-
-
-def _recorded(job: Job, exit_code: int | None, seconds: float) -> RunRecord:
-    """Return the job's record; one that died without leaving any gets one that says how."""
-    record = read_record(job.directory)
-    if record is not None and (record.status == "failed") == (exit_code != 0):
-        return record
-    how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
-    reason = f"ended by {how} before it could write its summary; the output is in {job.directory / 'out.log'}"
-    started = datetime.fromtimestamp(time.time() - seconds, timezone.utc).isoformat(timespec="seconds")
-    record = RunRecord(
-        name=" ".join(job.overrides),
-        status="failed",
-        error=reason,
-        overrides=job.overrides,
-        config={},
-        metrics={},
-        versions={},
-        git_commit=None,
-        started=started,
-        duration_s=seconds,
-    )
-    write_record(job.directory, record)
-    return record
 
 
 def _result(job: Job, config: DictConfig) -> JobReturn:

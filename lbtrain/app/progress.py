@@ -1,7 +1,6 @@
 """Which run of how many: a live bar on a terminal, one line per event elsewhere."""
 
 import math
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -38,15 +37,15 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def started(self, number: int, overrides: Sequence[str]) -> None:
+    def started(self, number: int, label: str) -> None:
         """Say that a run starts.
 
         Args:
             number: Of the run, from 0.
-            overrides: What sets it apart.
+            label: What sets it apart.
         """
         self._running.append(number)
-        self._say(f"run {number + 1} of {self._total} starts: {' '.join(overrides)}")
+        self._say(f"run {number + 1} of {self._total} starts: {label}")
         self._update(0)
 
     def ended(self, number: int, record: RunRecord, seconds: float) -> None:

@@ -1,8 +1,10 @@
 """Train one composed config, evaluate it, and leave its record."""
 
+import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lbtrain._lightning import Callback, Trainer, rank_zero_only, seed_everything
-from lbtrain.app.config import flat, git_commit, versions
+from lbtrain.app.config import flat, git_commit, versions, without_secrets
 from lbtrain.app.evaluate import evaluate
-from lbtrain.app.instantiate import instantiate, validate
+from lbtrain.app.instantiate import instantiate, instantiate_each, validate
 from lbtrain.app.loggers import close_wandb, job_name
 from lbtrain.callbacks.loss_reduction import LossReductionCheck
 from lbtrain.callbacks.random_state import RandomState
@@ -33,6 +35,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The run's numbers by key, in the units of the key table in the README.
     """
+    _hush()
     validate(cfg)
     start = time.time()
     metrics: dict[str, float | str] = {}
@@ -46,13 +49,26 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if not isinstance(value, str)}
 
 
+def _hush() -> None:
+    """Keep Lightning's greetings, and warnings about what this application does on purpose, off the screen."""
+    greetings = ("GPU available", "TPU available", "HPU available", "\N{ELECTRIC LIGHT BULB} Tip")
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        rank_zero = logging.getLogger(f"{name}.utilities.rank_zero")
+        rank_zero.addFilter(lambda record: not record.getMessage().startswith(greetings))
+    # The run directory holds Hydra's files before the logger writes its own.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")  # torch on Lightning's use of it
+    # Small data is read faster in the process itself than by workers.
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+
+
 def _train(cfg: DictConfig, metrics: dict[str, float | str]) -> None:
     """Run the config; what is known goes into `metrics` as soon as it is, for the record of a run that fails."""
     if cfg.seed is not None:
         seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = instantiate(cfg.data), instantiate(cfg.model)
     callbacks = _callbacks(cfg)
-    loggers = [instantiate(node) for node in cfg.logger.values()]
+    loggers = instantiate_each(cfg.logger)
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
@@ -72,7 +88,7 @@ def _callbacks(cfg: DictConfig) -> list[Callback]:
     Returns:
         In the order in which their hooks run.
     """
-    chosen = [instantiate(node) for node in cfg.callbacks.values()]
+    chosen = instantiate_each(cfg.callbacks)
     always = [kind() for kind in (StepTime, RandomState) if not any(isinstance(c, kind) for c in chosen)]
     return [*always, *chosen]
 
@@ -90,7 +106,8 @@ def _leave(cfg: DictConfig, metrics: dict[str, float | str], start: float, error
     """Write the record and close wandb; the record comes last, since its presence means done."""
     commit = git_commit(Path.cwd())
     close_wandb(_headline(cfg, metrics, commit), metrics, failed=error is not None)
-    overrides = tuple(o for o in HydraConfig.get().overrides.task if not o.startswith("trainer.enable_progress_bar="))
+    given = [o for o in HydraConfig.get().overrides.task if not o.startswith("trainer.enable_progress_bar=")]
+    overrides = without_secrets(given)
     record = RunRecord(
         name=job_name(overrides),
         status="finished" if error is None else "failed",

@@ -47,6 +47,7 @@ class SAM(Callback):
         self.adaptive = adaptive
         self._window: list[tuple[Any, int, dict[str, Any]]] = []
         self._local = ExitStack()
+        self._copies: dict[int, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what the second pass cannot serve."""
@@ -58,6 +59,7 @@ class SAM(Callback):
         """Look at the optimizer and take hold of the training loss."""
         _refuse_optimizer(trainer)
         self._reset()
+        self._copies = {}
         self._loss = TrainingLoss(trainer, pl_module)
         self._adapted = {id(p): "weight" in name for name, p in pl_module.named_parameters()}
 
@@ -93,8 +95,9 @@ class SAM(Callback):
         self._reset()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the batches."""
+        """Let go of the batches and the copies."""
         self._reset()
+        self._copies = {}
 
     def _reset(self) -> None:
         self._local.close()
@@ -113,7 +116,8 @@ class SAM(Callback):
         for p in (*optimized, *(p for p, _ in others)):
             p.grad = None
         try:
-            with traceless(trainer, pl_module, keep_gradients=True), shifted(climbers, steps):
+            backup = self._backup(climbers)
+            with traceless(trainer, pl_module, keep_gradients=True), shifted(climbers, steps, backup=backup):
                 self._second_pass(trainer, pl_module, window)
         finally:
             # Nobody steps or clears the gradients of parameters outside the optimizer: leave them as plain training
@@ -128,7 +132,14 @@ class SAM(Callback):
                 return asam_ascent(
                     climbers, gradients, self.rho, adapted=[self._adapted.get(id(p), False) for p in climbers]
                 )
-            return sam_ascent(gradients, self.rho)
+            return sam_ascent(gradients, self.rho, in_place=True)
+
+    def _backup(self, climbers: list[Tensor]) -> list[Tensor]:
+        """Return memory for copies of the weights, the same from step to step."""
+        for p in climbers:
+            if id(p) not in self._copies:
+                self._copies[id(p)] = torch.empty_like(p, requires_grad=False)
+        return [self._copies[id(p)] for p in climbers]
 
     def _second_pass(
         self, trainer: Trainer, pl_module: LightningModule, window: list[tuple[Any, int, dict[str, Any]]]

@@ -37,8 +37,8 @@ class KrylovBasis:
     Rows come in sweeps. Inside a sweep they are Lanczos vectors of ``H`` restricted to the complement of the earlier
     sweeps. Each new row is made orthogonal to all others by two passes of classical Gram-Schmidt, each of two
     matrix-vector products ("twice is enough", Giraud, Langou, Rozloznik 2005), with one wait for the device.
-    For a unit vector ``y``, ``x = Q'y`` with ``A y = theta y`` has ``||H x - theta x|| <= sum_e beta_e |y[row_e]|`` over
-    the ends ``e`` of the sweeps (Parlett 1998, The Symmetric Eigenvalue Problem, 13.2, for one sweep).
+    A unit vector ``y`` with ``A y = theta y`` gives ``x = Q'y`` with ``||H x - theta x|| <= sum_e beta_e |y[row_e]|``
+    over the ends ``e`` of the sweeps (Parlett 1998, The Symmetric Eigenvalue Problem, 13.2, for one sweep).
 
     Args:
         dim: Number of columns ``n``.
@@ -77,13 +77,23 @@ class KrylovBasis:
         self.broken = False
 
     def step(self, matvec: Callable[[Tensor], Tensor]) -> bool:
-        """Add one row by one product; return whether the product was finite."""
+        """Add one row by one product.
+
+        Args:
+            matvec: Maps shape ``(n,)`` to ``H v``, same shape.
+
+        Returns:
+            Whether the product was finite; the basis is of no use otherwise.
+
+        Raises:
+            ValueError: If the product has another shape.
+        """
         self._grow()
         q = self._buffer[self.rows]
         q.copy_(self._next)
         product = matvec(q)
         if product.shape != q.shape:
-            raise ValueError(f"matvec must return shape {tuple(q.shape)}, got {tuple(product.shape)}")
+            raise ValueError(f"matvec must return shape {tuple(q.shape)}, as its argument, got {tuple(product.shape)}")
         product = product.to(q)
         self.rows += 1
         rest, column = self._project_out(product)
@@ -99,7 +109,7 @@ class KrylovBasis:
         return True
 
     def ritz(self) -> Ritz:
-        """Solve the projected problem over all rows."""
+        """Return the eigenpairs of the projected matrix over all rows."""
         values, coefficients = torch.linalg.eigh(self._projected[: self.rows, : self.rows], UPLO="U")
         bounds = torch.zeros_like(values)
         for end in self.ends:
@@ -119,7 +129,7 @@ class KrylovBasis:
         return self._buffer[: self.rows].T @ coefficients.to(self._buffer)
 
     def take_end(self, coefficients: Tensor) -> Tensor:
-        """Remove the end that disturbs the given Ritz vectors ``(m, k)`` most, and return its direction ``(n,)``."""
+        """Return the direction ``(n,)`` of the end that disturbs the given Ritz vectors ``(m, k)`` most; remove it."""
         if not self.broken:
             self.ends.append(End(self.rows - 1, self.beta, self._next))
             self.broken = True

@@ -16,12 +16,13 @@ _TINY = 1e-12
 _ETA = 0.01
 
 
-def sam_ascent(gradients: Sequence[Tensor], rho: float) -> list[Tensor]:
+def sam_ascent(gradients: Sequence[Tensor], rho: float, *, in_place: bool = False) -> list[Tensor]:
     """Return e = rho * g / |g|_2, the first-order worst case in an L2 ball.
 
     Args:
         gradients: Tensors of any shapes, together one vector g; any positive scale gives the same step.
         rho: Radius of the ball, in units of parameter norm.
+        in_place: Turn the gradients themselves into the step, which saves their size in fresh memory.
 
     Returns:
         The step, one tensor per gradient, of length rho together (zero where g is zero).
@@ -34,7 +35,12 @@ def sam_ascent(gradients: Sequence[Tensor], rho: float) -> list[Tensor]:
     """
     if not gradients:
         raise ValueError("no gradients: run backward before the ascent step")
-    return list(torch._foreach_mul(list(gradients), rho / (norm(gradients) + _TINY)))
+    step = list(gradients)
+    scale = rho / (norm(gradients) + _TINY)
+    if not in_place:
+        return list(torch._foreach_mul(step, scale))
+    torch._foreach_mul_(step, scale)
+    return step
 
 
 def asam_ascent(
@@ -67,7 +73,9 @@ def asam_ascent(
 
 
 @contextmanager
-def shifted(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
+def shifted(
+    params: Sequence[Tensor], steps: Sequence[Tensor], *, backup: Sequence[Tensor] | None = None
+) -> Iterator[None]:
     """Move the parameters by the steps while the context is open, then put the very same bits back.
 
     The values return from copies: adding and subtracting again would change about one entry in 250 in float32. They
@@ -77,12 +85,15 @@ def shifted(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]
     Args:
         params: Tensors to move, in place.
         steps: One step per parameter, same shapes.
+        backup: Memory for the copies, like the parameters; None takes fresh memory each time, which is slower for large
+            models.
 
     Yields:
         Nothing; the parameters stand at w + e.
     """
     targets = [p.detach() for p in params]
-    saved = [t.clone() for t in targets]
+    saved = [torch.empty_like(t) for t in targets] if backup is None else list(backup)
+    torch._foreach_copy_(saved, targets)
     try:
         torch._foreach_add_(targets, list(steps))
         yield

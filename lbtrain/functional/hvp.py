@@ -16,9 +16,9 @@ Gradient = tuple[Tensor | None, ...]
 class MeanLoss:
     """The mean training loss ``L(w) = sum_b weight_b * L_b(w)`` over all batches of all ranks.
 
-    A Hessian product is the gradient of ``g . v`` (Pearlmutter 1994, Neural Computation 6(1), eq. 2.1). The graph of ``g``
-    is kept for as many batches as ``graph_memory_bytes`` holds, so that a product costs about 2 gradients and not 3;
-    the other batches rebuild it each time. Kept graphs fall away by themselves when a parameter is written in place
+    A Hessian product is the gradient of ``g . v`` (Pearlmutter 1994, Neural Computation 6(1), eq. 2.1). The graph of
+    ``g`` is kept for as many batches as ``graph_memory_bytes`` holds, so that a product costs about 2 gradients and not
+    3; the other batches rebuild it each time. Kept graphs fall away by themselves when a parameter is written in place
     (writes through ``.data`` go unseen: call ``release``). ``.grad`` is never read or written.
 
     Args:
@@ -98,7 +98,7 @@ class MeanLoss:
         Returns:
             The mean over all ranks, in the unit of the loss.
         """
-        return self._mean(self.batch_values())
+        return self.mean_of(self.batch_values())
 
     def gradient(self) -> Tensor:
         """Take the gradient of the mean loss.
@@ -115,7 +115,7 @@ class MeanLoss:
             What ``value`` and ``gradient`` return.
         """
         values, gradient = self._gradient()
-        return self._mean(values), gradient
+        return self.mean_of(values), gradient
 
     def hvp(self, v: Tensor) -> Tensor:
         """Multiply the Hessian of the mean loss with a vector, ``H v = d(g . v)/dw``.
@@ -135,20 +135,23 @@ class MeanLoss:
         self.num_matvecs += 1
         pieces = [x.to(p) for x, p in zip(unflatten(v.detach().contiguous(), self.params), self.params, strict=True)]
         product = torch.zeros(self.dim, dtype=self.dtype, device=self.device)
-        with second_derivative():
-            for i, weight in enumerate(self.weights):
-                gradient, keep = self._graph(i)
-                pairs = [(g, x) for g, x in zip(gradient, pieces, strict=True) if g is not None and g.requires_grad]
-                if pairs:
-                    outputs, directions = zip(*pairs, strict=True)
-                    rows = torch.autograd.grad(outputs, self.params, directions, retain_graph=keep, allow_unused=True)
-                    self._add(product, rows, weight)
+        try:
+            with second_derivative():
+                for i in range(len(self.losses)):
+                    self._add_product(i, pieces, product)
+        except RuntimeError:
+            self.release()  # neither a graph without a second derivative nor the memory of one that did not fit stays
+            raise
         return self.total(product)
 
     __call__ = hvp
 
     def _evaluate(self, i: int) -> Tensor:
-        """Return the loss of batch ``i`` as a 0-dim tensor."""
+        """Return the loss of batch ``i`` as a 0-dim tensor.
+
+        Raises:
+            ValueError: If it is not one number.
+        """
         loss = self.losses[i]()
         if loss.numel() != 1:
             raise ValueError(f"losses[{i}] must return one number, got shape {tuple(loss.shape)}; reduce it first")
@@ -190,6 +193,15 @@ class MeanLoss:
         self._kept[i] = gradient
         return gradient, True
 
+    def _add_product(self, i: int, pieces: list[Tensor], product: Tensor) -> None:
+        """Add the weighted Hessian product of batch ``i`` in place."""
+        gradient, keep = self._graph(i)
+        pairs = [(g, x) for g, x in zip(gradient, pieces, strict=True) if g is not None and g.requires_grad]
+        if pairs:
+            outputs, directions = zip(*pairs, strict=True)
+            rows = torch.autograd.grad(outputs, self.params, directions, retain_graph=keep, allow_unused=True)
+            self._add(product, rows, self.weights[i])
+
     def _add(self, vector: Tensor, rows: Gradient, weight: float) -> None:
         """Add ``weight * rows`` to the vector in place."""
         for target, row in zip(unflatten(vector, self.params), rows, strict=True):
@@ -203,6 +215,13 @@ class MeanLoss:
         empty = torch.zeros(0, dtype=wide, device=self.device)
         return torch.stack([v.to(empty) for v in values]) if values else empty
 
-    def _mean(self, values: Tensor) -> float:
-        """Return ``sum_b weight_b * value_b`` over all ranks."""
+    def mean_of(self, values: Tensor) -> float:
+        """Average values of the local batches, ``sum_b weight_b * value_b``, over all ranks.
+
+        Args:
+            values: Shape ``(B,)``, as ``batch_values`` returns them.
+
+        Returns:
+            The mean, in the unit of the values.
+        """
         return float(self.total((values * values.new_tensor(self.weights)).sum()))

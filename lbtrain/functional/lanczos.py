@@ -30,7 +30,7 @@ def lanczos_spectrum(
 ) -> Spectrum:
     """Find the ``top_k`` largest eigenvalues and the smallest one of ``H`` by Lanczos with full reorthogonalization.
 
-    Stops when ``||H x - theta x|| <= tol * max|theta|`` for all of them. One start vector meets each repeated eigenvalue
+    Stops when ``||H x - theta x|| <= tol * max|theta|`` for all of them. One start meets each repeated eigenvalue only
     once; for ``top_k > 1`` further random starts in the complement of what is known go on until the chance that a
     repeated one above the k-th (by more than the tolerance) was overlooked is below 1e-3, or until the largest value of
     the complement has converged below it. One product at the end measures the residual of the largest eigenvalue.
@@ -56,7 +56,7 @@ def lanczos_spectrum(
 
     References:
         Parlett (1998), The Symmetric Eigenvalue Problem, chapter 13. Paige (1972), IMA J. Appl. Math. 10(3).
-    """
+    """  # noqa: DOC502 - _check_arguments raises it
     _check_arguments(dim, top_k, tol, max_matvecs, start)
     basis = KrylovBasis(dim, max_matvecs - 1, dtype, device)
     search = _Search(basis, top_k, tol, smallest, is_random=start is None)
@@ -82,6 +82,7 @@ class _Search:
         self.settled = False
         self.ritz: Ritz
         self.minimum = (float("nan"), float("nan"))  # smallest Ritz value and its bound
+        self.main_sweep = 1  # the sweep that has to find both ends; the later ones look for what repeats
 
     @property
     def slack(self) -> float:
@@ -90,19 +91,19 @@ class _Search:
 
     @property
     def wanted(self) -> list[int]:
-        """Indices of the Ritz pairs that must converge; the smallest one only in the first sweep, which finds it."""
-        m = self.basis.rows
-        return [m - 1 - i for i in range(min(self.top_k, m))] + [0] * (self.smallest and self.basis.num_sweeps == 1)
+        """Indices of the Ritz pairs that must converge; the smallest one only in the main sweep, which finds it."""
+        m, is_main = self.basis.rows, self.basis.num_sweeps == self.main_sweep
+        return [m - 1 - i for i in range(min(self.top_k, m))] + [0] * (self.smallest and is_main)
 
     def is_due(self) -> bool:
-        """Whether to solve the projected problem now: at each step while it is small, else at every 3 % more rows."""
+        """Return whether to solve the projected problem now: at each step while it is small, later at each 3 %."""
         m = self.basis.rows
         return m <= 64 or m % (m // 32) == 0 or self.basis.broken or self.basis.full
 
     def look(self) -> str:
-        """Solve the projected problem and say ``settled``, ``go on``, ``restart`` or ``remainder``."""
+        """Return ``settled``, ``go on``, ``restart`` or ``remainder`` after solving the projected problem."""
         self.ritz, basis = self.basis.ritz(), self.basis
-        if basis.num_sweeps == 1 or self.ritz.bounds[0] <= self.slack:
+        if basis.num_sweeps == self.main_sweep or self.ritz.bounds[0] <= self.slack:
             self.minimum = float(self.ritz.values[0]), float(self.ritz.bounds[0])
         enough = basis.rows >= self.top_k and bool((self.ritz.bounds[self.wanted] <= self.slack).all())
         verdict = self._after_enough() if enough else self._before_enough()
@@ -112,7 +113,7 @@ class _Search:
         return "go on" if basis.full else verdict
 
     def _before_enough(self) -> str:
-        """Say where to go while a wanted pair has not converged."""
+        """Return where to go while a wanted pair has not converged."""
         basis = self.basis
         if basis.broken and basis.rows < self.top_k:
             return "restart"
@@ -122,20 +123,22 @@ class _Search:
         return "remainder" if stalled else "go on"
 
     def _after_enough(self) -> str:
-        """Say whether a repeated eigenvalue may be left once all wanted pairs have converged."""
+        """Return where to go once all wanted pairs have converged, since repeated ones may be left."""
         basis = self.basis
         if basis.rows == basis.dim:
             return "settled"
-        if self.top_k == 1:
-            # A start that the caller gave may lie in an invariant subspace; a random one does not.
-            return "settled" if self.is_random or not basis.broken else "restart"
+        if basis.num_sweeps == 1 and not self.is_random and basis.broken:
+            self.main_sweep = 2  # the caller's start lies in an invariant subspace, which a random one does not
+            return "restart"
+        if basis.num_sweeps == 1 and self.top_k == 1:
+            return "settled"
         if basis.num_sweeps == 1 or not self.is_random:
             return "restart"
         top, residual = basis.sweep_top()
         ceiling = float(self.ritz.values[-self.top_k]) + self.slack
         if residual <= self.slack:
             return "settled" if top <= ceiling else "restart"
-        # An eigenvector that an earlier start did not contain is orthogonal to that whole sweep: it is an eigenvector of
+        # An eigenvector that no earlier start contained is orthogonal to those whole sweeps, so it is an eigenvector of
         # this sweep's matrix too, and this start does contain it.
         low = self.minimum[0] - self.minimum[1] - self.slack
         chance = chance_of_oversight(basis.dim - basis.sweep_start, basis.rows - basis.sweep_start, low, top, ceiling)
@@ -143,7 +146,11 @@ class _Search:
 
 
 def _check_arguments(dim: int, top_k: int, tol: float, max_matvecs: int, start: Tensor | None) -> None:
-    """Raise if the arguments do not fit each other."""
+    """Check that the arguments fit each other.
+
+    Raises:
+        ValueError: If they do not.
+    """
     if top_k < 1 or dim < top_k:
         raise ValueError(f"need 1 <= top_k <= dim, got top_k = {top_k} and dim = {dim}; ask for fewer eigenvalues")
     if max_matvecs <= top_k:

@@ -59,7 +59,8 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
         return torch.zeros(())
     wide = [t.float() if t.dtype in _HALF else t for t in tensors]
     parts = torch._foreach_norm(wide, 2.0)
-    return torch.linalg.vector_norm(torch.stack([p.to(parts[0]) for p in parts]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([p.to(parts[0]) for p in parts]))
+    return total
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """What a reader should look at before trusting the comparison: lost, failed and loosely measured runs."""
 
 import math
+from collections import Counter
 
 import pandas as pd
 
@@ -53,8 +54,10 @@ def diverged(table: pd.DataFrame) -> str:
             f", or a training loss of at least {digits(CHANCE_FRACTION * chance)} "
             f"({CHANCE_FRACTION:.0%} of ln {classes:g} = {digits(chance)}, the loss of guessing)"
         )
-    names = "; ".join(sorted(run_label(table, row) for row in lost))
-    return f"{len(lost)} of {count(len(table), 'run')} diverged and {_stand(lost)} in no comparison: {names}. The rule: {rule}."
+    runs = Counter(run_label(table, row, seed=False) for row in lost)
+    names = "; ".join(name + (f" ({number} runs)" if number > 1 else "") for name, number in sorted(runs.items()))
+    share = f"{len(lost)} of {count(len(table), 'run')}"
+    return f"{share} diverged, and no comparison uses {'it' if len(lost) == 1 else 'them'}: {names}. The rule: {rule}."
 
 
 def not_finished(table: pd.DataFrame) -> str:
@@ -89,5 +92,18 @@ def uncertain(table: pd.DataFrame) -> str:
     return f"In {count(loose, 'run')}, lambda_max is known no better than to 5 %: raise callbacks.hessian.max_matvecs."
 
 
-def _stand(lost: list[dict[str, object]]) -> str:
-    return "stands" if len(lost) == 1 else "stand"
+def outcome_counts(table: pd.DataFrame) -> str:
+    """Count the runs by outcome.
+
+    Args:
+        table: As `load_sweep` gives it.
+
+    Returns:
+        Such as "30 finished (1 of them diverged), 1 failed and 1 unfinished".
+    """
+    statuses = [row["status"] for row in rows(table)]
+    lost = sum(row["outcome"] == "diverged" for row in rows(table))
+    parts = [f"{statuses.count(s)} {s}" for s in ("finished", "failed", "unfinished", "unreadable") if s in statuses]
+    if lost:
+        parts[0] += f" ({lost} of them diverged)"
+    return joined(parts)

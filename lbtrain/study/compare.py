@@ -13,7 +13,7 @@ from lbtrain.study.settings import Row, other_keys, rows, short_names, varying
 # Config keys that belong to an axis and may therefore differ between the two sides of a pair on it.
 _OWNED = {
     "batch": ("batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"),
-    "rate": ("callbacks.lr_scaling.",),
+    "rate": ("callbacks.lr_scaling.", "scaling", "laws.", "warmup."),  # the last three choose the rule in an experiment
     "rho": ("callbacks.sam.",),
 }
 
@@ -77,21 +77,22 @@ def also_differs(table: pd.DataFrame, before: Cell, after: Cell, axis: str) -> s
     return ", ".join(different)
 
 
-def run_label(table: pd.DataFrame, row: Row) -> str:
-    """Name one run by the settings that vary, its seed among them.
+def run_label(table: pd.DataFrame, row: Row, seed: bool = True) -> str:
+    """Name one run by the settings that vary.
 
     Args:
         table: Its table.
         row: The run.
+        seed: Whether to name the seed, where there are several.
 
     Returns:
         Such as "Adam, batch 64, seed 1".
     """
     others = other_keys(table)
     everything = [condition(other, others) for other in rows(table)]
-    seeds = {str(other["seed"]) for other in rows(table)}
+    seeds = {str(other["seed"]) for other in rows(table) if other["seed"] is not None}
     text = label(condition(row, others), everything)
-    return text + (f", seed {row['seed']}" if len(seeds) > 1 else "")
+    return text + (f", seed {row['seed']}" if seed and len(seeds) > 1 else "")
 
 
 def _belongs(key: str, axis: str) -> bool:

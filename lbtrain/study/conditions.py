@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lbtrain.study.estimates import Estimate, digits, mean_over_seeds
+from lbtrain.study.estimates import Estimate, mean_over_seeds, plain
 from lbtrain.study.load import CONFIG
 from lbtrain.study.settings import Row, other_keys, rows, short_names
+
+MAX_NAMED = 6  # settings beside the axes; a name with more of them is not read
 
 
 class Condition(NamedTuple):
@@ -85,7 +87,7 @@ def condition(row: Row, others: Sequence[str]) -> Condition:
     """
     names = short_names(others)
     named = tuple((names[key], _text(row.get(CONFIG + key))) for key in others)
-    return Condition(row["optimizer"] or "", named, row["rate"], row["batch"], row["rho"] or 0.0)
+    return Condition(row["optimizer"] or "", named, row["rate"] or "", row["batch"], row["rho"] or 0.0)
 
 
 def cells(table: pd.DataFrame) -> dict[Condition, Cell]:
@@ -118,11 +120,13 @@ def label(settings: Condition, of: Iterable[Condition]) -> str:
     """
     everything = [settings, *of]
     parts = [settings.optimizer] if len({c.optimizer for c in everything}) > 1 else []
-    parts += [f"{name} {value}" for name, value in settings.others]
+    parts += [f"{name} {value}" for name, value in settings.others[:MAX_NAMED]]
+    if len(settings.others) > MAX_NAMED:
+        parts.append(f"{len(settings.others) - MAX_NAMED} more settings")
     if len({c.rate for c in everything}) > 1:
         parts.append(f"{settings.rate} rate")
     if settings.batch is not None and len({c.batch for c in everything}) > 1:
-        parts.append(f"batch {digits(settings.batch)}")
+        parts.append(f"batch {plain(settings.batch)}")
     if len({c.rho for c in everything}) > 1:
         parts.append(f"SAM rho {settings.rho:g}" if settings.rho else "without SAM")
     return ", ".join(parts) or settings.optimizer or "the only setting"

@@ -102,36 +102,50 @@ def difference(before: Mapping[object, float], after: Mapping[object, float]) ->
     return mean_over_seeds([after[seed] - before[seed] for seed in seeds]) if seeds else None
 
 
-def digits(value: float, signed: bool = False) -> str:
+def digits(value: float, signed: bool = False, significant: int = 3) -> str:
     """Write a number with three significant digits, without an exponent where people read none.
 
     Args:
         value: Any float.
         signed: Whether a positive number carries its sign.
+        significant: Number of significant digits, when not three.
 
     Returns:
         The text, such as "0.0712", "14.3" or "1024".
     """
-    if not math.isfinite(value):
-        return str(value)
+    if not math.isfinite(value) or value == 0:
+        return str(value) if value else "0"
     sign = "+" if signed else ""
-    if value == 0:
-        return f"{0:{sign}d}"
-    power = math.floor(math.log10(abs(float(f"{value:.2e}"))))
-    return f"{value:{sign}.{max(0, 2 - power)}f}" if -4 <= power < 6 else f"{value:{sign}.2e}"
+    power = math.floor(math.log10(abs(float(f"{value:.{significant - 1}e}"))))
+    places = max(0, significant - 1 - power)
+    return f"{value:{sign}.{places}f}" if -5 < power < 6 else f"{value:{sign}.{significant - 1}e}"
 
 
-def interval(estimate: Estimate, inverse: bool = False) -> str:
+def plain(value: float) -> str:
+    """Write a number that a person has chosen, such as a batch size, as they would.
+
+    Args:
+        value: Any float.
+
+    Returns:
+        Such as "16" or "0.05".
+    """
+    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
+
+
+def interval(estimate: Estimate, inverse: bool = False, brief: bool = False) -> str:
     """Write the error bar of an estimate.
 
     Args:
         estimate: The estimate.
         inverse: Whether the text speaks of `1 / estimate` (a shrinking ratio).
+        brief: Whether the sentence says elsewhere what the numbers are.
 
     Returns:
-        "95 % interval a to b over n seeds", or an empty text with one seed.
+        "95 % interval a to b over n seeds", or briefly "a to b"; an empty text with one seed.
     """
     if estimate.low is None or estimate.high is None:
         return ""
     low, high = (1 / estimate.high, 1 / estimate.low) if inverse else (estimate.low, estimate.high)
-    return f"95 % interval {digits(low)} to {digits(high)} over {estimate.n} seeds"
+    span = f"{digits(low)} to {digits(high)}"
+    return span if brief else f"95 % interval {span} over {estimate.n} seeds"

@@ -10,9 +10,9 @@ from lbtrain.study.attention import diverged, not_finished, stability, uncertain
 from lbtrain.study.axes import words
 from lbtrain.study.compare import change, sam_pairs
 from lbtrain.study.conditions import Cell, cells, label
-from lbtrain.study.estimates import difference, digits, interval, mean_over_seeds
+from lbtrain.study.estimates import difference, digits, interval, mean_over_seeds, plain
 from lbtrain.study.families import Family, families, objective, ranked
-from lbtrain.study.phrases import after_mark, also, factor, joined, level, moves
+from lbtrain.study.phrases import after_mark, also, batch_words, count, factors, joined, level, moves
 
 SHARPNESS = ("hessian/lambda_max", "sharpness/keskar", "sharpness/sam")
 
@@ -82,13 +82,13 @@ def _fixed_rate(table: pd.DataFrame, family: Family) -> Iterator[str]:
         ends = _ends(line, metric)
         if ends:
             yield _along(table, family, "fixed", metric, ends) + "."
-    for metric in ("train/loss", "test/acc"):
-        ends = _ends(line, metric)
-        if ends:
-            yield (
-                f"With {family.name} at the fixed rate, {words(metric)} goes from {level(ends[0][1], metric)} at batch "
-                f"{digits(ends[0][0])} to {level(ends[1][1], metric)} at batch {digits(ends[1][0])}."
-            )
+    both = [(metric, ends) for metric in ("train/loss", "test/acc") if (ends := _ends(line, metric))]
+    if both:
+        parts = [
+            f"{words(metric)} goes from {level(a, metric)} to {level(b, metric)}" for metric, ((_, a), (_, b)) in both
+        ]
+        small, large = both[0][1][0][0], both[0][1][1][0]
+        yield f"From batch {plain(small)} to {plain(large)} with {_base(family)}, {joined(parts)}."
 
 
 def _scaled_rates(table: pd.DataFrame, family: Family) -> Iterator[str]:
@@ -99,8 +99,12 @@ def _scaled_rates(table: pd.DataFrame, family: Family) -> Iterator[str]:
         ends = _ends(line, metric) if metric and rate != "fixed" else None
         if metric is None or ends is None:
             continue
-        lost = [batch for batch, cell in line if cell.num_diverged]
-        tail = f" Diverged at batch {' and '.join(map(digits, lost))}." if lost else ""
+        lost = [
+            f"batch {plain(batch)} ({cell.num_diverged} of {count(len(cell.runs), 'run')})"
+            for batch, cell in line
+            if cell.num_diverged
+        ]
+        tail = f" Diverged at {joined(lost)}." if lost else ""
         yield _along(table, family, rate, metric, ends) + "." + tail
         fixed = dict(family.line("fixed", family.rhos[0])).get(ends[1][0])
         if fixed is not None:
@@ -114,8 +118,9 @@ def _side_by_side(
     if moved is None:
         return
     text = (
-        f"At batch {digits(batch)} with {family.name}, the {rate} rate takes {words(metric)} from "
-        f"{digits(moved.before)} at the fixed rate to {digits(moved.after)}: {factor(moved)}"
+        f"At batch {plain(batch)} with {_base(family)}, the {rate} rate takes {words(metric)} from "
+        f"{digits(moved.before)} at the fixed rate to {digits(moved.after)}: "
+        f"{digits(moved.ratio.mean)}x{after_mark(interval(moved.ratio))}"
     )
     accuracy = difference(fixed.values("test/acc"), scaled.values("test/acc"))
     if accuracy is not None:
@@ -131,19 +136,19 @@ def _sam(table: pd.DataFrame, family: Family) -> Iterator[str]:
         for rho in family.rhos:
             pairs = list(sam_pairs(family, rate, rho))
             moved = [(b, c) for b, plain, sam in pairs if metric and (c := change(plain, sam, metric)) is not None]
-            where = f"With {family.name} at the {rate} rate, SAM (rho {rho:g})"
-            if metric and moved:
-                parts = [f"{factor(c, unit='')}{'' if b is None else f' at batch {digits(b)}'}" for b, c in moved]
-                more = next((text for _, a, b in pairs if (text := also(table, a, b, "rho"))), "")
-                yield f"{where} multiplies {words(metric)} by {joined(parts)}{more}."
-            gains = [
-                e for _, a, b in pairs if (e := difference(a.values("test/acc"), b.values("test/acc"))) is not None
-            ]
-            if gains:
-                low, high = min(e.mean for e in gains), max(e.mean for e in gains)
-                mean = mean_over_seeds([e.mean for e in gains]).mean
-                span = f", from {digits(low, True)} to {digits(high, True)} over {len(gains)} batch sizes"
-                yield f"{where} changes test accuracy by {digits(mean, True)}{span if len(gains) > 1 else ''}."
+            if not metric or not moved:
+                continue
+            more = next((text for _, a, b in pairs if (text := also(table, a, b, "rho"))), "")
+            yield (
+                f"With {family.name} at the {rate} rate, SAM (rho {rho:g}) multiplies {words(metric)} by "
+                f"{factors(moved)}{_accuracy_gain(pairs)}{more}."
+            )
+
+
+def _accuracy_gain(pairs: list[tuple[float | None, Cell, Cell]]) -> str:
+    gains = [(b, e.mean) for b, x, y in pairs if (e := difference(x.values("test/acc"), y.values("test/acc")))]
+    parts = [f"{digits(gain, signed=True)}{batch_words(batch)}" for batch, gain in gains]
+    return f", and changes test accuracy by {joined(parts)}" if parts else ""
 
 
 def _sam_cost(groups: list[Family]) -> str:
@@ -157,10 +162,16 @@ def _sam_cost(groups: list[Family]) -> str:
             if (moved := change(plain, sam, metric)) is not None
         ]
         if logs:
-            span = f", from {digits(math.exp(min(logs)))}x to {digits(math.exp(max(logs)))}x over {len(logs)} pairs"
+            low, high = (digits(math.exp(extreme(logs))) for extreme in (min, max))
+            span = f", from {low}x to {high}x" if low != high else ""
             mean = digits(math.exp(mean_over_seeds(logs).mean))
-            return f"SAM costs {mean}x the {words(metric)}{span if len(logs) > 1 else ''}."
+            return f"SAM costs {mean}x the {words(metric)}{span} (over {count(len(logs), 'pair')} of settings)."
     return ""
+
+
+def _base(family: Family) -> str:
+    # Runs without SAM where there are any.
+    return family.name + (f" and SAM (rho {family.rhos[0]:g})" if family.rhos[0] else "")
 
 
 def _measure(table: pd.DataFrame) -> str | None:
@@ -179,7 +190,7 @@ def _along(
     (small, first), (large, last) = ends
     moved = change(first, last, metric)
     start = f"At the {rate} rate, {words(metric)}"
-    where = f"from batch {digits(small)} to {digits(large)} with {family.name}"
+    where = f"from batch {plain(small)} to {plain(large)} with {_base(family)}"
     if moved is None:
         return f"{start} goes from {level(first, metric)} to {level(last, metric)} {where}"
     verb, shrinks = moves(moved.ratio.mean)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from lbtrain.study.compare import also_differs
 from lbtrain.study.conditions import Cell
-from lbtrain.study.estimates import Change, digits, interval
+from lbtrain.study.estimates import Change, digits, interval, plain
 
 NEARLY_ONE = 1.05  # a ratio closer to 1 than this is told as "stays": three digits of it would be noise
 
@@ -23,18 +23,33 @@ def moves(ratio: float) -> tuple[str, bool]:
     return (f"shrinks {digits(1 / ratio)}x", True) if ratio < 1 else (f"grows {digits(ratio)}x", False)
 
 
-def factor(moved: Change, unit: str = "x") -> str:
-    """Write a ratio with its error bar.
+def factors(moved: list[tuple[float | None, Change]]) -> str:
+    """Write one ratio for each batch size, with error bars where there are seeds.
 
     Args:
-        moved: The change.
-        unit: What follows the number.
+        moved: Batch size and change; at least one.
 
     Returns:
-        Such as "0.449x", with the interval in brackets where there are seeds.
+        Such as "0.449 at batch 16 and 0.850 at batch 64".
     """
-    bar = interval(moved.ratio)
-    return f"{digits(moved.ratio.mean)}{unit}" + (f" ({bar})" if bar else "")
+    parts = []
+    for batch, change in moved:
+        bar = interval(change.ratio, brief=True)
+        parts.append(digits(change.ratio.mean) + (f" ({bar})" if bar else "") + batch_words(batch))
+    seeds = max(change.ratio.n for _, change in moved)
+    return joined(parts) + (f" (95 % intervals in brackets, {seeds} seeds)" if seeds > 1 else "")
+
+
+def batch_words(batch: float | None) -> str:
+    """Name a batch size after something that holds there.
+
+    Args:
+        batch: Global batch size, None when the runs name none.
+
+    Returns:
+        Such as " at batch 16".
+    """
+    return "" if batch is None else f" at batch {plain(batch)}"
 
 
 def level(cell: Cell, metric: str) -> str:

@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,14 @@ def test_batches_without_a_trainer(drop_last, batches):
     loader = DigitsData(batch_size=64, drop_last=drop_last).train_dataloader()
     assert len(loader) == len(list(loader)) == batches
     assert len(DigitsData(batch_size=64, drop_last=drop_last).test_dataloader()) == 6
+
+
+def test_loader_opens_at_the_epoch_of_its_trainer():
+    # Worker processes take their first indices before Lightning has set the epoch of a resumed run.
+    data = DigitsData(batch_size=1293)
+    data.trainer = SimpleNamespace(current_epoch=5)
+    (labels,) = [labels for _, labels in data.train_dataloader()]
+    assert torch.equal(labels, data.split.train.tensors[1][list(EpochSampler(1293, seed=0, epoch=5))])
 
 
 class _Seen(Callback):

@@ -1,0 +1,133 @@
+"""The parts of a report as text: what ran, the table of settings, the runs without a result."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lbtrain.study.attention import outcome_counts
+from lbtrain.study.conditions import cells, condition
+from lbtrain.study.estimates import plain
+from lbtrain.study.families import MAX_FAMILIES, families
+from lbtrain.study.findings import Finding, by_topic
+from lbtrain.study.phrases import count, joined
+from lbtrain.study.settings import other_keys, rows, short_names
+from lbtrain.study.tables import lost_runs, settings_table
+
+MAX_VARYING = 10  # settings that the first sentence names
+
+
+@dataclass(frozen=True)
+class Page:
+    """What both forms of the report say.
+
+    Args:
+        title: One line.
+        overview: What was run.
+        findings: What was found, by topic.
+        header: Column names with units.
+        body: One row per setting, as text.
+        lost: Run, settings and reason of every run without a result.
+        notes: How to read the numbers.
+        made_with: Versions and commits of the runs.
+    """
+
+    title: str
+    overview: str
+    findings: tuple[Finding, ...]
+    header: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    lost: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...]
+    made_with: str
+
+
+def page(table: pd.DataFrame, title: str) -> Page:
+    """Write down what a table of runs shows.
+
+    Args:
+        table: As `load_sweep` gives it.
+        title: One line.
+
+    Returns:
+        The parts of the report; but for the run names, the same whatever the order of the rows.
+    """
+    header, body = settings_table(table)
+    commits = sorted({str(row["git_commit"]) for row in rows(table) if row["git_commit"]})
+    made = sorted({str(row["versions"]) for row in rows(table) if row["versions"]})
+    made_with = "; ".join([*made, *(f"commit {commit}" for commit in commits)])
+    return Page(title, overview(table), tuple(by_topic(table)), header, body, lost_runs(table), notes(table), made_with)
+
+
+def overview(table: pd.DataFrame) -> str:
+    """Say what was run and what varies.
+
+    Args:
+        table: As `load_sweep` gives it.
+
+    Returns:
+        One or two sentences.
+    """
+    others = other_keys(table)
+    conditions = [condition(row, others) for row in rows(table) if row["status"] in {"finished", "failed"}]
+    axes = {
+        "optimizer": sorted({c.optimizer for c in conditions}),
+        "learning rate": sorted({c.rate for c in conditions}, key=lambda rate: (rate != "fixed", rate)),
+        "batch size": [plain(batch) for batch in sorted({c.batch for c in conditions if c.batch is not None})],
+        "SAM": [f"rho {rho:g}" if rho else "without" for rho in sorted({c.rho for c in conditions})],
+    }
+    for i, name in enumerate(short_names(others).values()):
+        axes[name] = sorted({c.others[i][1] for c in conditions}, key=_numbers_first)
+    seeds = {str(row["seed"]) for row in rows(table) if row["seed"] is not None}
+    vary = [f"{name} ({_few(values)})" for name, values in axes.items() if len(values) > 1]
+    vary += [f"seed ({_few(sorted(seeds, key=_numbers_first))})"] if len(seeds) > 1 else []
+    if len(vary) > MAX_VARYING:
+        vary = [*vary[:MAX_VARYING], f"{len(vary) - MAX_VARYING} more settings"]
+    text = f"{count(len(table), 'run')}: {outcome_counts(table)}."
+    return text + (f" What varies: {'; '.join(vary)}." if vary else "")
+
+
+def notes(table: pd.DataFrame) -> tuple[str, ...]:
+    """Explain how the numbers were made.
+
+    Args:
+        table: As `load_sweep` gives it.
+
+    Returns:
+        Sentences.
+    """
+    seeds = max((len(cell.runs) for cell in cells(table).values()), default=0)
+    repeated = sum(row["status"] == "finished" for row in rows(table)) - sum(len(c.runs) for c in cells(table).values())
+    groups = {(c.optimizer, c.others) for c in cells(table)}
+    found = [
+        "One seed per setting: differences carry no error bar. Sweep seed=0,1,2 to get one."
+        if seeds <= 1
+        else "Means over seeds. In the table: mean +- standard deviation. In the figures: 95 % interval of the mean "
+        "(Student's t). Ratios are geometric means, paired by seed.",
+        "lambda_max is the largest eigenvalue of the Hessian of the mean training loss. Stability is 1 at the edge: "
+        "lr * lambda_max / 2 for plain SGD, and its analogue for other optimizers.",
+        "Keskar's sharpness is 100 * (highest loss in a small box - loss) / (1 + loss); SAM sharpness is the highest "
+        "rise of the loss within a ball of radius rho.",
+        "Batch size is global: per device x devices x accumulation. Loss is per sample. The fixed rate stays as "
+        "tuned, a scaled one follows the batch.",
+    ]
+    if repeated:
+        found.append(
+            f"{count(repeated, 'run')} repeated by a newer one with the same settings and seed: not averaged in."
+        )
+    if len(groups) > MAX_FAMILIES:
+        shown = joined([family.name for family in families(table)]) if families(table) else "none"
+        found.append(
+            f"Of {len(groups)} combinations, the sentences and figures treat the best of each optimizer: {shown}."
+        )
+    return tuple(found)
+
+
+def _few(values: list[str]) -> str:
+    return ", ".join(values) if len(values) <= 8 else f"{len(values)} values, {values[0]} to {values[-1]}"
+
+
+def _numbers_first(value: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(value), value
+    except ValueError:
+        return True, 0.0, value

@@ -1,0 +1,95 @@
+"""The comparison in the terminal."""
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lbtrain.study.estimates import digits, plain
+from lbtrain.study.report import Report, results, topics
+from lbtrain.study.settings import other_keys, rows, short_names
+
+WIDTH = 100
+MAX_ROWS = 64  # the rest stands in results.csv
+# Column of the table -> its metric; short, so that a row fits the width. The last is the first to be left out.
+_METRICS = {
+    "test acc": "test/acc",
+    "lambda max": "hessian/lambda_max",
+    "train loss": "train/loss",
+    "test loss": "test/loss",
+    "ms per step": "time/step_ms",
+    "keskar %": "sharpness/keskar",
+    "stability": "hessian/stability",
+}
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print the comparison table, the findings, the runs without a result, and where the page is.
+
+    Args:
+        report: What `write_report` returned.
+        console: Where to print; standard output when None.
+    """
+    console = console or Console()
+    if not console.is_terminal or console.width > WIDTH:
+        console = Console(file=console.file, width=WIDTH, force_terminal=console.is_terminal)
+    shown = results(report.table)
+    console.print(Text(report.page.overview))
+    console.print(comparison(shown.head(MAX_ROWS), other_keys(report.table)))
+    if len(shown) > MAX_ROWS:
+        console.print(Text(f"{len(shown) - MAX_ROWS} more in {report.csv}"))
+    for topic, texts in topics(report.page):
+        console.print(Text(topic, style="bold"))
+        for text in texts:
+            _item(console, text)
+    if report.page.lost:
+        console.print(Text("Runs without a result", style="bold"))
+        for run, settings, reason in report.page.lost:
+            _item(console, f"{run} ({settings}): {reason}")
+    console.print(Text(f"\nReport: {report.html}"), soft_wrap=True)
+
+
+def comparison(shown: pd.DataFrame, others: list[str]) -> Table:
+    """Lay out one row per run: the settings that vary, and the key metrics.
+
+    Args:
+        shown: As `results` gives it.
+        others: Config keys that vary beside the axes of the study.
+
+    Returns:
+        A table for at most 100 columns.
+    """
+    names = [name for name in short_names(others).values() if name in shown.columns][:3]
+    axes = [a for a in ("optimizer", "rate", "batch", "rho", "seed") if shown[a].astype(str).nunique() > 1]
+    metrics = {name: key for name, key in _METRICS.items() if key in shown.columns and shown[key].notna().any()}
+    # What is left out is the least asked for, when the settings need the room.
+    while len(names) + len(axes) + len(metrics) > 10:
+        metrics.popitem()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0))
+    for name in ["run", *axes, *names]:
+        title = "SAM rho" if name == "rho" else name
+        table.add_column(title, justify="left" if name == "optimizer" else "right", no_wrap=name != "rho")
+    for name in [*metrics, "outcome"]:
+        table.add_column(name, justify="right", min_width=10 if name == "outcome" else 6)
+    for row in rows(shown):
+        cells = [row["run"], *(_setting(row[name]) for name in [*axes, *names])]
+        cells += [*(_measured(row[key]) for key in metrics.values()), row["outcome"]]
+        table.add_row(*map(Text, cells), style=None if row["outcome"] == "ok" else "yellow")
+    return table
+
+
+def _item(console: Console, text: str) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text(" -"), Text(text))
+    console.print(grid)
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return plain(value)
+    return str(value).replace("momentum", "mom.") if value else "-"
+
+
+def _measured(value: object) -> str:
+    return digits(float(value)) if isinstance(value, int | float) else str(value or "-")

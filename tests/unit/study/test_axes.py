@@ -1,0 +1,82 @@
+import math
+
+import pytest
+
+from lbtrain.study.axes import (
+    batch_size,
+    diverged,
+    higher_is_better,
+    learning_rate,
+    num_classes,
+    optimizer_label,
+    rate_label,
+    sam_rho,
+    words,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "label"),
+    [
+        ({"optimizer._target_": "torch.optim.Adam"}, "Adam"),
+        ({"optimizer._target_": "torch.optim.SGD", "optimizer.momentum": 0}, "SGD"),
+        ({"optimizer._target_": "torch.optim.SGD", "optimizer.momentum": 0.9}, "SGD momentum 0.9"),
+        (
+            {"optimizer._target_": "torch.optim.SGD", "optimizer.momentum": 0.9, "optimizer.nesterov": True},
+            "SGD Nesterov 0.9",
+        ),
+        ({"model.optimizer._target_": "mine.Lion"}, "Lion"),
+        ({"model.optimizer._target_": "mine.Lion", "optimizer._target_": "torch.optim.Adam"}, "Adam"),
+        ({}, ""),
+    ],
+)
+def test_optimizer(config: dict, label: str) -> None:
+    assert optimizer_label(config) == label
+
+
+@pytest.mark.parametrize(
+    ("rule", "label"),
+    [(None, "fixed"), ("none", "fixed"), (0, "fixed"), ("linear", "linear"), ("sqrt", "sqrt"), (0.7, "power 0.7")],
+)
+def test_rate(rule: object, label: str) -> None:
+    assert rate_label({"callbacks.lr_scaling.rule": rule}) == label
+
+
+def test_absent_axes() -> None:
+    assert rate_label({}) == "fixed"
+    assert sam_rho({}) == sam_rho({"callbacks.sam": None}) == sam_rho({"callbacks.sam.rho": 0.0}) == 0.0
+    assert batch_size({}, {}) is None
+    assert learning_rate({}, {}) is None
+    assert num_classes({}) is None
+
+
+def test_what_was_measured_goes_before_what_was_asked() -> None:
+    config = {"data.batch_size": 64, "optimizer.lr": 0.01}
+    assert batch_size(config, {"batch/global": 256.0}) == 256
+    assert batch_size(config, {}) == 64
+    assert learning_rate(config, {"lr/base": 0.01, "lr/scaled": 0.04}) == 0.04
+    assert learning_rate(config, {}) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("metrics", "classes", "expected"),
+    [
+        ({"train/loss": 2.25}, 10, False),  # 98 % of ln 10 is 2.2565
+        ({"train/loss": 2.26}, 10, True),
+        ({"train/loss": 2.26}, 100, False),
+        ({"train/loss": 2.26}, None, False),
+        ({"train/loss": math.nan}, None, True),
+        ({"train/loss": 0.1, "test/loss": math.inf}, 10, True),
+        ({"test/loss": 5.0}, 10, False),
+        ({}, 10, False),
+    ],
+)
+def test_diverged(metrics: dict, classes: int | None, expected: bool) -> None:
+    assert diverged(metrics, classes) is expected
+
+
+def test_direction_and_words() -> None:
+    assert higher_is_better("test/acc")
+    assert not higher_is_better("val/loss")
+    assert words("test/acc") == "test accuracy"
+    assert words("val/mine") == "val/mine"

@@ -1,0 +1,79 @@
+from dataclasses import replace
+
+import pytest
+
+from lbtrain.records import RunRecord
+from lbtrain.study.conditions import cells, label
+from lbtrain.study.load import load_sweep
+from lbtrain.study.settings import other_keys, short_names, varying
+from tests.unit.study.known_sweep import known_records, make_record
+
+
+def with_config(record: RunRecord, **config: object) -> RunRecord:
+    return replace(record, config=record.config | {key.replace("__", "."): value for key, value in config.items()})
+
+
+def test_what_varies(write_sweep) -> None:
+    table = load_sweep(write_sweep(known_records()))
+    assert varying(table) == [
+        "callbacks.lr_scaling.rule",
+        "callbacks.lr_scaling.warmup_epochs",
+        "callbacks.sam.adaptive",
+        "callbacks.sam.rho",
+        "data.batch_size",
+        "optimizer._target_",
+        "optimizer.lr",  # and not its copy model.optimizer.lr, nor the folder of the checkpoints
+        "optimizer.momentum",
+        "optimizer.nesterov",
+        "scaling",
+    ]
+    assert other_keys(table) == []
+
+
+def test_settings_that_are_no_axis(write_sweep) -> None:
+    record = make_record("Adam", "none", 64, sam=False)
+    runs = [
+        with_config(record, optimizer__lr=lr, model__optimizer__lr=lr, model__depth=depth, seed=seed, data__seed=seed)
+        for lr in (0.001, 0.01)
+        for depth in (2, 3)
+        for seed in (0, 1)
+    ]
+    table = load_sweep(write_sweep(runs))
+    assert other_keys(table) == ["model.depth", "optimizer.lr"]
+    everything = cells(table)
+    assert [c.others for c in everything] == [
+        (("depth", "2"), ("lr", "0.001")),
+        (("depth", "2"), ("lr", "0.01")),
+        (("depth", "3"), ("lr", "0.001")),
+        (("depth", "3"), ("lr", "0.01")),
+    ]
+    assert all(len(cell.runs) == 2 for cell in everything.values())
+    assert label(next(iter(everything)), everything) == "depth 2, lr 0.001"
+
+
+def test_short_names_tell_apart() -> None:
+    keys = ["model.lr", "data.batch_size", "callbacks.hessian.batch_size", "model.a.lr"]
+    assert short_names(keys) == {
+        "model.lr": "model.lr",
+        "data.batch_size": "data.batch_size",
+        "callbacks.hessian.batch_size": "hessian.batch_size",
+        "model.a.lr": "a.lr",
+    }
+
+
+def test_seeds_are_averaged_and_diverged_ones_are_not(write_sweep) -> None:
+    runs = [make_record("Adam", "sqrt", 64, sam=False, seed=seed, spread=1 + seed) for seed in (0, 1, 2)]
+    runs[2] = replace(runs[2], metrics=runs[2].metrics | {"train/loss": float("inf")})
+    (cell,) = cells(load_sweep(write_sweep(runs))).values()
+    assert cell.num_diverged == 1
+    assert cell.values("hessian/lambda_max") == {0: 0.81, 1: 1.62}
+    assert cell.estimate("hessian/lambda_max").mean == pytest.approx(1.215)
+    assert cell.estimate("absent") is None
+
+
+def test_the_newer_of_two_equal_runs_counts(write_sweep) -> None:
+    old = make_record("Adam", "sqrt", 64, sam=False)
+    new = replace(old, started="2026-02-01T00:00:00+00:00", metrics=old.metrics | {"hessian/lambda_max": 5.0})
+    for i, runs in enumerate([[old, new], [new, old]]):
+        (cell,) = cells(load_sweep(write_sweep(runs, f"sweep{i}"))).values()
+        assert cell.values("hessian/lambda_max") == {0: 5.0}

@@ -1,0 +1,70 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from lbtrain.study.__main__ import main, show
+from lbtrain.study.report import Report
+from lbtrain.study.terminal import WIDTH, print_report
+from tests.unit.study.known_sweep import NASTY, known_records
+
+
+def test_the_whole_study_in_the_terminal(report: Report) -> None:
+    stream = io.StringIO()
+    print_report(report, Console(file=stream))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines[:-1])) <= WIDTH
+    assert "\x1b" not in stream.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in stream.getvalue()
+    text = " ".join(" ".join(lines).split())
+    assert "66 runs: 64 finished (4 of them diverged), 1 failed and 1 unfinished." in text
+    assert "30 Adam sqrt 1024 0 0 0.983 1.27" in text
+    assert "2 more in" in text
+    # 0.78 * 1.1 ** 0.5, the geometric mean of the seeds, and so on
+    assert "lambda_max grows 18.3x from batch 16 to 1024 with Adam (0.818 to 15.0; 95 % interval 18.3 to 18.3" in text
+    assert f"64 (Adam, sqrt rate, batch 64, SAM rho 0.05, seed 5): failed: {NASTY}" in text
+    assert "70 (unknown): unfinished: no summary.json: still running, or killed" in text
+    assert lines[-1] == f"Report: {report.html}"
+
+
+def test_a_wide_terminal_gets_colours_and_the_same_width(report: Report) -> None:
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=300, force_terminal=True, color_system="standard"))
+    assert "\x1b" in stream.getvalue()
+    assert all(len(Text.from_ansi(line)) <= WIDTH for line in stream.getvalue().splitlines()[:-1])
+
+
+def test_show_builds_and_prints(write_sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = write_sweep(known_records()[:1])
+    show(sweep)
+    assert (sweep / "report.html").is_file()
+    assert "Report:" in capsys.readouterr().out
+
+
+def test_several_sweeps_and_another_place(write_sweep, tmp_path: Path) -> None:
+    one, two = write_sweep(known_records((0,))[:1], "one"), write_sweep(known_records((1,))[:1], "two")
+    assert main([str(one), str(two), "--out", str(tmp_path / "both")]) == 0
+    text = (tmp_path / "both" / "report.md").read_text()
+    assert "2 runs: 2 finished." in text
+    assert "seed (0, 1)" in text
+    assert not (one / "report.html").exists()
+
+
+def test_nothing_to_report_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "absent")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert "absent is not a folder" in printed.err
+
+
+def test_the_study_knows_neither_torch_nor_lightning() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import lbtrain.study.__main__, sys; assert not {'torch', 'pytorch_lightning', 'lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,127 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+
+from lbtrain.study.report import Report, write_report
+from tests.unit.study.known_sweep import NASTY, known_records, make_record
+
+
+class Outline(HTMLParser):
+    """Tags in order, whether they close, every address, every alt text, all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.addresses: list[str] = []
+        self.alts: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.seen.append(tag)
+        self.addresses += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+        self.alts += [value for name, value in attrs if name == "alt"]
+        if tag not in {"meta", "img", "link", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_well_formed_and_loads_nothing(report: Report) -> None:
+    text = report.html.read_text()
+    outline = Outline(text)
+    assert outline.open == []
+    assert all(
+        address.startswith("data:image/png;base64,") or address == "results.csv" for address in outline.addresses
+    )
+    assert "script" not in outline.seen
+    assert "link" not in outline.seen
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert outline.seen.count("img") == 6
+    assert [tag for tag in outline.seen if tag in {"h1", "h2"}] == ["h1", "h2", "h2", "h2", "h2", "h2"]
+
+
+def test_the_page_is_made_for_every_reader(report: Report) -> None:
+    outline = Outline(report.html.read_text())
+    assert any("0.819 at 16, 2.10 at 64, 6.62 at 256, 15.0 at 1024" in alt for alt in outline.alts)
+    assert 'name="viewport"' in report.html.read_text()
+    assert "prefers-color-scheme: dark" in report.html.read_text()
+
+
+def test_the_same_is_said_in_both_forms(report: Report) -> None:
+    page, text = Outline(report.html.read_text()).text, report.markdown.read_text()
+    for finding in report.page.findings:
+        assert finding.text in page
+        assert finding.text in text.replace("\\", "")
+    assert "![lambda_max against batch size (lambda_max). Adam, fixed rate" in text
+    assert "(figures/lambda_max.png)" in text
+    assert [path.name for path in report.figures] == sorted(
+        path.name for path in (report.html.parent / "figures").iterdir()
+    )
+
+
+def test_an_error_is_text(report: Report) -> None:
+    assert f"failed: {NASTY}" in Outline(report.html.read_text()).text
+    assert r"failed: \<script\>alert(1)\</script\> \| \[bold\] \`x\` & more |" in report.markdown.read_text()
+
+
+def test_the_rows_hold_the_numbers_of_the_records(report: Report) -> None:
+    rows = pd.read_csv(report.csv, dtype={"run": str}).set_index("run")
+    for i, record in enumerate(known_records((0, 1))):
+        for key in ("train/loss", "test/acc", "hessian/lambda_max", "lr/scaled", "batch/global"):
+            assert rows.loc[str(i), key] == record.metrics[key]
+    assert rows.loc["14", "outcome"] == "diverged"
+    assert rows.loc["64", "status"] == "failed"
+    assert rows.loc["64", "error"] == NASTY
+
+
+def test_a_diverged_setting_shows_its_loss_and_no_curvature(report: Report) -> None:
+    header = report.page.header
+    (row,) = [row for row in report.page.body if row[-1] == "14, 46"]
+    shown = dict(zip(header, row, strict=True))
+    assert shown["seeds"] == "2, 2 diverged"
+    assert shown["train loss (per sample)"] == "2.30"
+    assert shown["lambda_max (loss per squared parameter)"] == "-"
+
+
+def test_seeds_share_a_row(write_sweep) -> None:
+    runs = [make_record("Adam", "none", 16, sam=False, seed=seed, spread=1 + seed) for seed in (0, 1)]
+    page = write_report(write_sweep(runs)).page
+    (row,) = page.body
+    shown = dict(zip(page.header, row, strict=True))
+    assert shown["lambda_max (loss per squared parameter)"] == "1.17 +- 0.552"  # 0.78, 1.56
+    assert shown["runs"] == "0, 1"
+    assert page.overview == "2 runs: 2 finished. What varies: seed (0, 1)."
+
+
+def test_a_report_can_be_rebuilt(write_sweep) -> None:
+    sweep = write_sweep(known_records())
+    first = write_report(sweep)
+    old = {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
+    assert write_report(sweep).page == first.page
+    assert {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()} == old
+
+
+def test_an_old_figure_does_not_stay(write_sweep, tmp_path: Path) -> None:
+    records = known_records()
+    write_report(write_sweep(records), tmp_path / "out")
+    bare = [replace(record, metrics={"test/acc": 0.5, "test/loss": 1.0}) for record in records]
+    report = write_report(write_sweep(bare, "bare"), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [p.name for p in report.figures]
+
+
+def test_the_order_of_the_runs_changes_only_their_names(write_sweep) -> None:
+    records = known_records()
+    first, second = (write_report(write_sweep(runs, str(i))) for i, runs in enumerate((records, records[::-1])))
+    assert [row[:-1] for row in first.page.body] == [row[:-1] for row in second.page.body]
+    assert first.page.findings == second.page.findings
+    rows = [pd.read_csv(report.csv).drop(columns="run") for report in (first, second)]
+    pd.testing.assert_frame_equal(*rows)
