@@ -55,3 +55,4 @@ MisconfigurationException = _exceptions.MisconfigurationException
 rank_zero_info = _rank_zero.rank_zero_info
 rank_zero_only = _rank_zero.rank_zero_only
 rank_zero_warn = _rank_zero.rank_zero_warn
+strategies = importlib.import_module(f"{pl.__name__}.strategies")

@@ -86,7 +86,7 @@ def condition(row: Row, others: Sequence[str]) -> Condition:
         The settings that name it.
     """
     names = short_names(others)
-    named = tuple((names[key], _text(row.get(CONFIG + key))) for key in others)
+    named = tuple((names[key], _text(key, row.get(CONFIG + key))) for key in others)
     return Condition(row["optimizer"] or "", named, row["rate"] or "", row["batch"], row["rho"] or 0.0)
 
 
@@ -148,7 +148,9 @@ def _natural_number(value: str) -> float:
         return 0.0
 
 
-def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "not set" if value is None else str(value)
+def _text(key: str, value: object) -> str:
+    if value is None:
+        return "not set"
+    if key.endswith("_target_"):
+        return str(value).rpartition(".")[2]
+    return f"{value:g}" if isinstance(value, float) else str(value)

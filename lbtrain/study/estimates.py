@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 from scipy.special import stdtrit
 
@@ -60,7 +61,7 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     mean = math.fsum(values) / n
     if n == 1:
         return Estimate(mean, 1)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    std = stdev(values)  # exact as well: equal values have a spread of 0 and not of a rounding error
     half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
     return Estimate(mean, n, std, mean - half, mean + half)
 

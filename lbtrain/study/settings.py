@@ -12,6 +12,13 @@ Row: TypeAlias = dict[str, Any]
 
 # Where a run writes, and what a logger calls it, differ from run to run and change no number.
 _PLACES = ("dirpath", "save_dir", "root_dir", "default_root_dir", "log_dir", "ckpt_path", "filename", "tags", "notes")
+_SILENT = (
+    "logger.",
+    "callbacks.checkpoint.",
+    "callbacks.random_state.",
+    "trainer.enable_",
+    "trainer.log_every_n_steps",
+)
 
 
 def rows(table: pd.DataFrame) -> list[Row]:
@@ -30,7 +37,8 @@ def rows(table: pd.DataFrame) -> list[Row]:
 def varying(table: pd.DataFrame) -> list[str]:
     """List the config keys that differ between the runs.
 
-    Copies made by interpolation (`model.optimizer.lr` beside `optimizer.lr`) and places on disk are left out.
+    Left out are copies made by interpolation (`model.optimizer.lr` beside `optimizer.lr`), arguments that the class of
+    their node settles (Adam's betas, where the other runs use SGD), places on disk, and what only talks.
 
     Args:
         table: As `load_sweep` gives it.
@@ -40,15 +48,17 @@ def varying(table: pd.DataFrame) -> list[str]:
     """
     recorded = [row for row in rows(table) if row["status"] in {"finished", "failed"}]
     keys = sorted((key.removeprefix(CONFIG) for key in table.columns if key.startswith(CONFIG)), key=_by_depth)
+    values = {key: tuple(repr(row.get(CONFIG + key)) for row in recorded) for key in keys}
     seen: set[tuple[str, tuple[str, ...]]] = set()
     found = []
     for key in keys:
-        values = tuple(repr(row.get(CONFIG + key)) for row in recorded)
         last = key.rpartition(".")[2]
-        if len(set(values)) < 2 or last in _PLACES or key.startswith("logger.") or (last, values) in seen:
+        silent = last in _PLACES or key.startswith(_SILENT)
+        if silent or len(set(values[key])) < 2 or (last, values[key]) in seen:
             continue
-        seen.add((last, values))
-        found.append(key)
+        seen.add((last, values[key]))
+        if not _settled_by_class(key, values):
+            found.append(key)
     return sorted(found)
 
 
@@ -74,7 +84,7 @@ def other_keys(table: pd.DataFrame) -> list[str]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Shorten dotted keys to as few last parts as tell them apart.
+    """Shorten dotted keys to as few last parts as tell them apart; `a.b._target_` goes by `b`.
 
     Args:
         keys: Such as "model.lr", "data.batch_size".
@@ -83,13 +93,25 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         Key to short name, such as "lr", "batch_size".
     """
     names = {}
-    for key in keys:
-        parts = key.split(".")
-        for count in range(1, len(parts) + 1):
-            names[key] = ".".join(parts[-count:])
-            if sum(f".{other}".endswith(f".{names[key]}") for other in keys) == 1:
+    bare = [key.removesuffix("._target_") for key in keys]
+    for key, whole in zip(keys, bare, strict=True):
+        parts = whole.split(".")
+        for start in reversed(range(len(parts))):
+            names[key] = ".".join(parts[start:])
+            if sum(f".{other}".endswith(f".{names[key]}") for other in bare) == 1:
                 break
     return names
+
+
+def _settled_by_class(key: str, values: dict[str, tuple[str, ...]]) -> bool:
+    # Whether each class that the key's node takes (none among them) goes with one value.
+    node = key.rpartition(".")[0]
+    while node and f"{node}._target_" not in values:
+        node = node.rpartition(".")[0]
+    classes = values.get(f"{node}._target_", ())
+    if key.endswith("_target_") or len(set(classes)) < 2:
+        return False
+    return len(set(zip(classes, values[key], strict=True))) == len(set(classes))
 
 
 def _by_depth(key: str) -> tuple[int, str]:

@@ -97,7 +97,7 @@ def _value(cell: Cell, metric: str) -> str:
     estimate = cell.estimate(metric)
     if estimate is None:
         return _lost_value(cell, metric) or "-"
-    return digits(estimate.mean) + (f" +- {digits(estimate.std)}" if estimate.std is not None else "")
+    return digits(estimate.mean) + (f" \N{PLUS-MINUS SIGN} {digits(estimate.std)}" if estimate.std is not None else "")
 
 
 def _lost_value(cell: Cell, metric: str) -> str:

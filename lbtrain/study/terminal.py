@@ -11,15 +11,15 @@ from lbtrain.study.report import Report, results, topics
 from lbtrain.study.settings import other_keys, rows, short_names
 
 WIDTH = 100
-MAX_ROWS = 64  # the rest stands in results.csv
+MAX_ROWS = 100  # the rest stands in results.csv
 # Column of the table -> its metric; short, so that a row fits the width. The last is the first to be left out.
 _METRICS = {
-    "test acc": "test/acc",
-    "lambda max": "hessian/lambda_max",
-    "train loss": "train/loss",
-    "test loss": "test/loss",
-    "ms per step": "time/step_ms",
-    "keskar %": "sharpness/keskar",
+    "test\nacc": "test/acc",
+    "lambda\nmax": "hessian/lambda_max",
+    "train\nloss": "train/loss",
+    "test\nloss": "test/loss",
+    "ms per\nstep": "time/step_ms",
+    "keskar\n%": "sharpness/keskar",
     "stability": "hessian/stability",
 }
 
@@ -60,18 +60,18 @@ def comparison(shown: pd.DataFrame, others: list[str]) -> Table:
     Returns:
         A table for at most 100 columns.
     """
-    names = [name for name in short_names(others).values() if name in shown.columns][:3]
+    names = [key if key in shown.columns else name for key, name in short_names(others).items()][:3]
     axes = [a for a in ("optimizer", "rate", "batch", "rho", "seed") if shown[a].astype(str).nunique() > 1]
     metrics = {name: key for name, key in _METRICS.items() if key in shown.columns and shown[key].notna().any()}
     # What is left out is the least asked for, when the settings need the room.
-    while len(names) + len(axes) + len(metrics) > 10:
+    while metrics and 2 * len(names) + len(axes) + len(metrics) > 10:
         metrics.popitem()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0))
     for name in ["run", *axes, *names]:
-        title = "SAM rho" if name == "rho" else name
-        table.add_column(title, justify="left" if name == "optimizer" else "right", no_wrap=name != "rho")
+        title = "SAM\nrho" if name == "rho" else name
+        table.add_column(title, justify="left" if name == "optimizer" else "right", no_wrap=True, max_width=15)
     for name in [*metrics, "outcome"]:
-        table.add_column(name, justify="right", min_width=10 if name == "outcome" else 6)
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows(shown):
         cells = [row["run"], *(_setting(row[name]) for name in [*axes, *names])]
         cells += [*(_measured(row[key]) for key in metrics.values()), row["outcome"]]
@@ -88,7 +88,8 @@ def _item(console: Console, text: str) -> None:
 def _setting(value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return plain(value)
-    return str(value).replace("momentum", "mom.") if value else "-"
+    text = str(value or "-").replace("momentum", "mom.")
+    return text.rpartition(".")[2] if text.count(".") > 1 and " " not in text else text  # of a class, its last name
 
 
 def _measured(value: object) -> str:

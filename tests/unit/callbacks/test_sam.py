@@ -225,5 +225,3 @@ def test_gradients_outside_the_optimizer_stay_as_in_plain_training():
     fit(plain, digits_like())
     fit(sam, digits_like(), [SAM(0)])
     assert torch.equal(plain.net[0].weight.grad, sam.net[0].weight.grad)
-
-

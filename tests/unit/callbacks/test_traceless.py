@@ -59,7 +59,10 @@ class Probe(Callback):
         pl_module.raises = self.raises
         loss = TrainingLoss(trainer, pl_module)
         if self.raises:
-            with pytest.raises(ValueError, match="no loss today"), traceless(trainer, pl_module, training=self.training):
+            with (
+                pytest.raises(ValueError, match="no loss today"),
+                traceless(trainer, pl_module, training=self.training),
+            ):
                 loss(batch, batch_idx)
         else:
             with traceless(trainer, pl_module, training=self.training):
@@ -137,7 +140,8 @@ def test_a_large_plain_tensor_changed_in_place_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [(None, "got NoneType for batch 0"), ({"los": 1}, "got dict for batch 0"), (1.5, "got float")]
+    ("output", "message"),
+    [(None, "got NoneType for batch 0"), ({"los": 1}, "got dict for batch 0"), (1.5, "got float")],
 )
 def test_a_step_without_loss_is_an_error(output, message):
     class Odd(Plain):
@@ -175,5 +179,3 @@ def test_streams_round_trip():
     drawn = (torch.rand(2).tolist(), np.random.rand(), random.random())
     set_random_streams(streams, torch.device("cpu"))
     assert drawn == (torch.rand(2).tolist(), np.random.rand(), random.random())
-
-

@@ -22,12 +22,17 @@ def test_what_varies(write_sweep) -> None:
         "callbacks.sam.rho",
         "data.batch_size",
         "optimizer._target_",
-        "optimizer.lr",  # and not its copy model.optimizer.lr, nor the folder of the checkpoints
-        "optimizer.momentum",
-        "optimizer.nesterov",
         "scaling",
-    ]
+    ]  # and not what the optimizer's class settles, nor copies, nor the folder of the checkpoints
     assert other_keys(table) == []
+
+
+def test_a_callback_that_comes_and_goes_is_one_setting(write_sweep) -> None:
+    record = make_record("Adam", "none", 64, sam=False)
+    noise = {"callbacks__noise___target_": "lbtrain.callbacks.noise.Noise", "callbacks__noise__every_n_steps": 10}
+    table = load_sweep(write_sweep([record, with_config(record, **noise)]))
+    assert other_keys(table) == ["callbacks.noise._target_"]
+    assert [label(c, cells(table)) for c in cells(table)] == ["noise Noise", "noise not set"]
 
 
 def test_settings_that_are_no_axis(write_sweep) -> None:

@@ -21,6 +21,10 @@ def test_the_interval_is_students() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((low, high), rel=1e-12)
 
 
+def test_equal_values_have_no_spread() -> None:
+    assert mean_over_seeds([0.011] * 3).std == 0.0
+
+
 def test_no_value_is_an_error() -> None:
     with pytest.raises(ValueError, match="values must hold at least one number"):
         mean_over_seeds([])

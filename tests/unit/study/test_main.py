@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from rich.text import Text
 from lbtrain.study.__main__ import main, show
 from lbtrain.study.report import Report
 from lbtrain.study.terminal import WIDTH, print_report
-from tests.unit.study.known_sweep import NASTY, known_records
+from tests.unit.study.known_sweep import NASTY, known_records, make_record
 
 
 def test_the_whole_study_in_the_terminal(report: Report) -> None:
@@ -21,12 +22,21 @@ def test_the_whole_study_in_the_terminal(report: Report) -> None:
     text = " ".join(" ".join(lines).split())
     assert "66 runs: 64 finished (4 of them diverged), 1 failed and 1 unfinished." in text
     assert "30 Adam sqrt 1024 0 0 0.983 1.27" in text
-    assert "2 more in" in text
+    outcomes = [line.split()[-1] for line in lines if line.split()[-1:]]
+    assert (outcomes.count("ok"), outcomes.count("failed"), outcomes.count("unfinished")) == (60, 1, 1)
+    assert outcomes.count("diverged") == 4
     # 0.78 * 1.1 ** 0.5, the geometric mean of the seeds, and so on
     assert "lambda_max grows 18.3x from batch 16 to 1024 with Adam (0.818 to 15.0; 95 % interval 18.3 to 18.3" in text
     assert f"64 (Adam, sqrt rate, batch 64, SAM rho 0.05, seed 5): failed: {NASTY}" in text
     assert "70 (unknown): unfinished: no summary.json: still running, or killed" in text
     assert lines[-1] == f"Report: {report.html}"
+
+
+def test_a_long_table_is_cut_and_says_so(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbtrain.study.terminal.MAX_ROWS", 10)
+    stream = io.StringIO()
+    print_report(report, Console(file=stream))
+    assert f"56 more in {report.csv}" in "".join(stream.getvalue().split("\n"))
 
 
 def test_a_wide_terminal_gets_colours_and_the_same_width(report: Report) -> None:
@@ -68,3 +78,17 @@ def test_the_study_knows_neither_torch_nor_lightning() -> None:
         "import lbtrain.study.__main__, sys; assert not {'torch', 'pytorch_lightning', 'lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_settings_have_a_column_each(write_sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_record("Adam", "none", 64, sam=False)
+    noise = {
+        "callbacks.noise._target_": "lbtrain.callbacks.noise.Noise",
+        "optimizer.lr": 0.003,
+        "model.optimizer.lr": 0.003,
+    }
+    show(write_sweep([run, replace(run, config=run.config | noise)]))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("run noise optimizer.lr") for line in lines)
+    assert any(line.startswith("0 - 0.001 0.981 2.00") for line in lines)
+    assert any(line.startswith("1 Noise 0.003 0.981 2.00") for line in lines)

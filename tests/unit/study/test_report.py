@@ -97,7 +97,7 @@ def test_seeds_share_a_row(write_sweep) -> None:
     page = write_report(write_sweep(runs)).page
     (row,) = page.body
     shown = dict(zip(page.header, row, strict=True))
-    assert shown["lambda_max (loss per squared parameter)"] == "1.17 +- 0.552"  # 0.78, 1.56
+    assert shown["lambda_max (loss per squared parameter)"] == "1.17 \N{PLUS-MINUS SIGN} 0.552"  # 0.78, 1.56
     assert shown["runs"] == "0, 1"
     assert page.overview == "2 runs: 2 finished. What varies: seed (0, 1)."
 
