@@ -86,6 +86,31 @@ def refuse_sharded(trainer: Trainer, what: str) -> None:
         )
 
 
+def check_measurable(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse training data that cannot be measured on, before time is spent on training.
+
+    Args:
+        trainer: The Trainer, with its loaders set up.
+        pl_module: Its module.
+
+    Raises:
+        MisconfigurationException: If the training data cannot be read in a fixed order.
+    """
+    loader = trainer.train_dataloader
+    ordered = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    if not ordered and _chooser(trainer, pl_module) is None:
+        raise MisconfigurationException(
+            f"the training data ({type(loader).__name__}) cannot be read in a fixed order, which measuring needs when "
+            "training ends: define measure_dataloader() on the data module or the module, returning the batches to "
+            "measure on"
+        )
+
+
+def _chooser(trainer: Trainer, pl_module: LightningModule) -> Any:
+    """Return the data module or module that says itself what to measure on, or None."""
+    return next((owner for owner in (trainer.datamodule, pl_module) if hasattr(owner, "measure_dataloader")), None)
+
+
 def check_measure_arguments(num_samples: int | None, batch_size: int | None, seed: int) -> None:
     """Check the arguments that all measurements share.
 
@@ -107,22 +132,13 @@ def check_measure_arguments(num_samples: int | None, batch_size: int | None, see
 def _batches(
     trainer: Trainer, pl_module: LightningModule, num_samples: int | None, batch_size: int | None, seed: int
 ) -> Sequence[Any]:
-    """Return this rank's batches, in host memory.
-
-    Raises:
-        MisconfigurationException: If the training data cannot be read in a fixed order.
-    """
+    """Return this rank's batches, in host memory."""
+    check_measurable(trainer, pl_module)
     rank, world = trainer.global_rank, trainer.world_size
-    for owner in (trainer.datamodule, pl_module):
-        if hasattr(owner, "measure_dataloader"):
-            return list(owner.measure_dataloader())[rank::world]
+    chooser = _chooser(trainer, pl_module)
+    if chooser is not None:
+        return list(chooser.measure_dataloader())[rank::world]
     loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise MisconfigurationException(
-            f"the training data ({type(loader).__name__}) cannot be read in a fixed order: define "
-            "measure_dataloader() on the data "
-            "module or the module, returning the batches to measure on"
-        )
     count = len(loader.dataset)  # type: ignore[arg-type]
     chosen = list(range(count))
     if num_samples is not None and num_samples < count:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lbtrain._lightning import Callback, LightningModule, Trainer
-from lbtrain.callbacks._measure import check_measure_arguments, mean_training_loss, refuse_sharded
+from lbtrain.callbacks._measure import check_measurable, check_measure_arguments, mean_training_loss, refuse_sharded
 from lbtrain.callbacks._objective import refuse_manual_optimization
 from lbtrain.callbacks._trainer import count_measuring, publish
 from lbtrain.functional.results import SharpnessValue
@@ -90,6 +90,10 @@ class Sharpness(Callback):
             refuse_manual_optimization(pl_module, "Sharpness")
             refuse_sharded(trainer, "Sharpness")
             self.result = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse data that could not be measured on when training ends."""
+        check_measurable(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on every rank, then publish."""

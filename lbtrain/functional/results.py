@@ -16,7 +16,8 @@ class Spectrum:
         residuals: ``||H x - theta x||`` or a bound on it, one per eigenvalue: an eigenvalue of ``H`` lies that near.
             The first one is measured by a product of its own, so it also contains the noise of the products.
         lambda_min: The smallest eigenvalue (algebraically).
-        lambda_min_residual: Bound on the error of ``lambda_min``.
+        lambda_min_residual: An eigenvalue lies that near to ``lambda_min``; where the lower end is dense, the smallest
+            one may lie a little further below.
         converged: Whether every residual met the tolerance, and repeated eigenvalues were looked for.
         num_matvecs: Products with the matrix, all of them.
         vectors: Unit eigenvectors as columns, shape ``(n, top_k)``, or None when they were not asked for.
@@ -37,7 +38,7 @@ class Spectrum:
 
     @property
     def lambda_max_residual(self) -> float:
-        """Bound on the error of ``lambda_max``, same unit."""
+        """An eigenvalue lies that near to ``lambda_max``, same unit; the products' noise is contained."""
         return self.residuals[0]
 
 

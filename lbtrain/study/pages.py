@@ -101,8 +101,8 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
     found = [
         "One seed per setting: differences carry no error bar. Sweep seed=0,1,2 to get one."
         if seeds <= 1
-        else "Means over seeds. In the table: mean \N{PLUS-MINUS SIGN} standard deviation. In the figures: 95 % interval "
-        "of the mean (Student's t). Ratios are geometric means, paired by seed.",
+        else "Means over seeds. In the table: mean \N{PLUS-MINUS SIGN} standard deviation. In the figures: 95 % "
+        "interval of the mean (Student's t). Ratios are geometric means, paired by seed.",
         "lambda_max is the largest eigenvalue of the Hessian of the mean training loss. Stability is 1 at the edge: "
         "lr * lambda_max / 2 for plain SGD, and its analogue for other optimizers.",
         "Keskar's sharpness is 100 * (highest loss in a small box - loss) / (1 + loss); SAM sharpness is the highest "

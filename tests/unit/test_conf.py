@@ -129,7 +129,7 @@ def test_study_is_two_optimizers_two_updates_two_rates_four_batches():
         cfg = _compose("experiment=surlemont2022", *job)
         scaling, scaled = cfg.callbacks.lr_scaling, cfg.scaling == "scaled"
         laws.add((cfg.optimizer._target_.rsplit(".", 1)[1], cfg.optimizer.lr, cfg.scaling, scaling.rule))
-        assert scaling.warmup_epochs == (5.0 if scaled else 0.0)
+        assert scaling.warmup_epochs == (10.0 if scaled else 0.0)
         assert (scaling.base_batch_size, cfg.trainer.max_epochs) == (16, 30)
         assert cfg.callbacks.get("sam", {}).get("rho", 0.05) == 0.05
     assert laws == {

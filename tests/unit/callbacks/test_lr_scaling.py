@@ -111,7 +111,8 @@ def test_a_sum_is_not_multiplied_by_the_batch_whatever_the_order(check_first, ca
     fit(module, digits_like(), [*(callbacks[::-1] if check_first else callbacks), rates], accumulate_grad_batches=3)
     assert rates.used == pytest.approx([0.3, 0.3])
     assert line_of(caplog) == (
-        "global batch 24 = 8 x 1 x 3, lr 0.1 -> 0.3 (linear, base 4; the loss is a sum over the batch, so k = data-parallel x "
+        "global batch 24 = 8 x 1 x 3, lr 0.1 -> 0.3 (linear, base 4; the loss is a sum over the batch, so k = "
+        "data-parallel x "
         "accumulate = 3)"
     )
 

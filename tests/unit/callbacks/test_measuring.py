@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, hessian
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lbtrain import SAM, HessianSpectrum, LossReductionCheck, Sharpness
 from lbtrain._lightning import Callback, LightningDataModule, MisconfigurationException
@@ -192,3 +192,17 @@ def test_manual_optimization_is_refused(callback):
     module.automatic_optimization = False
     with pytest.raises(MisconfigurationException, match="needs automatic optimization"):
         fit(module, digits_like(), [callback])
+
+
+@pytest.mark.parametrize("callback", [HessianSpectrum(), Sharpness()])
+def test_data_without_an_order_is_refused_before_training(callback):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(digits_like().dataset)
+
+    class Untrained(Plain):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("trained")
+
+    with pytest.raises(MisconfigurationException, match=r"define measure_dataloader\(\) on the data module"):
+        fit(Untrained(), DataLoader(Stream(), batch_size=4), [callback], max_steps=2)

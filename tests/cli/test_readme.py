@@ -1,0 +1,78 @@
+"""The README's commands are run as written, in small."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+# What other tests and CI run whole.
+ELSEWHERE = {"make study", "make test"}
+SMALL = ["trainer.max_epochs=1", "data.batch_size=512"]
+
+
+def commands():
+    """Return the commands of the README's bash blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and line not in ELSEWHERE]
+
+
+def run(words, folder):
+    """Run a command of the README with its output in a folder of the test's."""
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_readme_is_short_and_names_all_callbacks():
+    import lbtrain
+
+    assert README.count("\n") < 200
+    assert all(f"{name}(" in README for name in lbtrain.__all__)
+    assert len(commands()) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme(command, tmp_path):
+    words = shlex.split(command)
+    if "lbtrain.study" in words:
+        run(["python", "train.py", "-m", "seed=0,1", "callbacks=none", *SMALL, f"hydra.sweep.dir={tmp_path}"], tmp_path)
+        assert "report.html" in run([*words[:-1], str(tmp_path)], tmp_path)
+        return
+    small = [] if "--help" in words else [word for word in SMALL if word.split("=")[0] + "=" not in command]
+    kind = "sweep" if "-m" in words else "run"
+    placed = [] if "--help" in words else [f"hydra.{kind}.dir={tmp_path}"]
+    said = run([*words, *small, *placed], tmp_path)
+    if "--help" in words:
+        assert "callbacks" in said
+    elif kind == "sweep":
+        assert (tmp_path / "report.html").exists()
+    else:
+        assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_example(tmp_path):
+    said = run(["python", "-W", "ignore", "examples/add_callbacks.py"], tmp_path)
+    assert re.search(r"hessian/lambda_max +\d", said)
+    assert re.search(r"lr/scaled +0\.08", said)
+
+
+def test_the_lines_for_an_existing_module():
+    from tests.modules import Plain, digits_like, fit
+
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {"Trainer": lambda callbacks: fit(Plain(), digits_like(), callbacks)}
+    exec(block, names)
+    assert names["trainer"].callback_metrics["lr/factor"].item() == 8 / 256

@@ -1,0 +1,101 @@
+"""The shape of the study on real data: cut down in the quick suite, whole in the slow one."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MEASURED = "[lr_scaling,loss_reduction,hessian,sharpness]"
+
+
+def sweep(folder, *overrides, timeout):
+    """Run a part of the study and return its rows and what it printed."""
+    command = [sys.executable, "train.py", "-m", "experiment=surlemont2022", f"hydra.sweep.dir={folder}", *overrides]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+        raise
+    assert process.returncode == 0, said[-3000:]
+    with open(folder / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows, said
+
+
+def value(rows, key, **wanted):
+    """Return a number of the one run with these settings."""
+    found = [row for row in rows if all(row[name] == str(v) for name, v in wanted.items())]
+    assert len(found) == 1, (wanted, len(found))
+    return float(found[0][key])
+
+
+def check_shape(rows, **plain):
+    """What large batches do at a fixed rate, and what scaling does about it."""
+    for optimizer in ("SGD", "Adam"):
+        at = [
+            value(rows, "hessian/lambda_max", rate="fixed", batch=b, **pick(rows, optimizer), **plain)
+            for b in (16, 1024)
+        ]
+        assert at[1] >= 8 * at[0], (optimizer, at)
+    scaled = [
+        value(rows, "hessian/lambda_max", rate="sqrt", batch=b, **pick(rows, "Adam"), **plain) for b in (16, 1024)
+    ]
+    assert scaled[1] <= 3 * scaled[0], scaled
+
+
+def pick(rows, optimizer):
+    """Return the label under which the table has this optimizer."""
+    labels = {row["optimizer"] for row in rows if row["optimizer"].startswith(optimizer)}
+    assert len(labels) == 1
+    return {"optimizer": labels.pop()}
+
+
+@pytest.mark.distributed
+def test_the_cut_down_study(tmp_path):
+    rows, said = sweep(
+        tmp_path / "study",
+        f"callbacks={MEASURED}",
+        "optimizer=momentum,adam",
+        "scaling=fixed,scaled",
+        "data.batch_size=16,1024",
+        timeout=220,
+    )
+    assert len(rows) == 8
+    check_shape(rows)
+    assert max(float(row["test/acc"]) for row in rows) >= 0.97
+    assert "run 8 of 8" in said
+    assert (tmp_path / "study" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(900)
+def test_the_whole_study(tmp_path):
+    folder = tmp_path / "study"
+    rows, said = sweep(folder, timeout=850)
+    assert len(rows) == 32
+    assert {row["status"] for row in rows} == {"finished"}
+    check_shape([row for row in rows if not float(row["rho"] or 0)])
+    best = max(float(row["test/acc"]) for row in rows)
+    assert best >= 0.97
+    for name in ("report.html", "report.md", "results.csv"):
+        assert (folder / name).stat().st_size > 1000
+    assert {"lambda_max.png", "time_ratio.png"} <= {p.name for p in (folder / "figures").iterdir()}
+    for sentence in ("At the fixed rate, lambda_max grows", "SAM (rho 0.05) multiplies lambda_max", "SAM costs"):
+        assert sentence in " ".join(said.split()), sentence
+    assert str(folder / "report.html") in said.replace("\n", "")
