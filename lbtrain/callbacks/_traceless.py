@@ -1,24 +1,16 @@
 """Evaluate a LightningModule and leave no trace: everything that the evaluation disturbs comes back bit for bit."""
 
 import random
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lbtrain._lightning import DummyLogger, LightningModule, Trainer
-
-# What every nn.Module keeps in its __dict__ and what the other contexts here take care of.
-_MODULE_INTERNALS = frozenset(nn.Module().__dict__)
-# Plain tensor attributes above this many elements (a data set kept on the module, say) are watched instead of copied.
-_COPY_LIMIT = 2**20
-# Containers with more entries than this (a vocabulary, a sample list) are kept whole, but not searched for containers
-# inside.
-_NESTED_LIMIT = 1000
+from lbtrain.callbacks._attributes import plain_attributes_kept
 
 
 def random_streams(device: torch.device) -> dict[str, Any]:
@@ -70,13 +62,14 @@ def traceless(
     Yields:
         Nothing.
     """
+    modules = list(pl_module.modules())  # walked once: in a small model the walk costs as much as a layer
     with (
-        _silence(trainer, pl_module),
+        _silence(trainer, modules),
         _streams(pl_module.device),
-        _attributes(pl_module),
-        _buffers(pl_module),
-        _gradients(pl_module, keep=keep_gradients),
-        _modes(pl_module, training),
+        plain_attributes_kept(modules),
+        _buffers(modules),
+        _gradients(modules, keep=keep_gradients),
+        _modes(pl_module, modules, training),
     ):
         yield
 
@@ -86,8 +79,8 @@ def _nothing(*_args: Any, **_kwargs: Any) -> None:
 
 
 @contextmanager
-def _silence(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    muted = [m.__dict__ for m in pl_module.modules() if isinstance(m, LightningModule)]
+def _silence(trainer: Trainer, modules: Sequence[nn.Module]) -> Iterator[None]:
+    muted = [m.__dict__ for m in modules if isinstance(m, LightningModule)]
     before = [{name: d[name] for name in ("log", "log_dict", "print") if name in d} for d in muted]
     loggers = trainer.loggers
     try:
@@ -113,8 +106,8 @@ def _streams(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers(module: nn.Module) -> Iterator[None]:
-    owned = [(m._buffers, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+def _buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
+    owned = [(m._buffers, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
     copies = [b.clone() for _, _, b in owned]
     try:
         yield
@@ -126,8 +119,9 @@ def _buffers(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _gradients(module: nn.Module, *, keep: bool) -> Iterator[None]:
-    before = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+def _gradients(modules: Sequence[nn.Module], *, keep: bool) -> Iterator[None]:
+    params = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
+    before = [(p, p.grad, p.requires_grad) for p in params.values()]
     try:
         if not keep:
             for p, _, _ in before:
@@ -135,89 +129,20 @@ def _gradients(module: nn.Module, *, keep: bool) -> Iterator[None]:
         yield
     finally:
         for p, gradient, required in before:
-            p.requires_grad_(required)
+            if p.requires_grad != required:
+                p.requires_grad_(required)
             if not keep:
                 p.grad = gradient
 
 
 @contextmanager
-def _modes(module: nn.Module, training: bool | None) -> Iterator[None]:
-    before = [(m, m.training) for m in module.modules()]
+def _modes(pl_module: LightningModule, modules: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
+    before = [(m, m.training) for m in modules]
     try:
         if training is not None:
-            module.train(training)
+            pl_module.train(training)
         yield
     finally:
         for m, mode in before:
-            m.training = mode
-
-
-@contextmanager
-def _attributes(module: nn.Module) -> Iterator[None]:
-    """Keep plain attributes of all submodules, among them the states and counters of torchmetrics."""
-    before = []
-    for m in module.modules():
-        plain = {name: value for name, value in m.__dict__.items() if name not in _MODULE_INTERNALS}
-        before.append((m, plain, [_restorer(value, f"{type(m).__name__}.{name}") for name, value in plain.items()]))
-    try:
-        yield
-    finally:
-        for m, plain, restorers in before:
-            now = m.__dict__
-            for name in [name for name in now if name not in plain and name not in _MODULE_INTERNALS]:
-                del now[name]
-            now.update(plain)
-            for restore in filter(None, restorers):
-                restore()
-
-
-def _restorer(value: Any, name: str) -> Callable[[], None] | None:
-    """Return a function that puts the content of a mutable value back in place; None for what cannot change."""
-    if isinstance(value, Tensor):
-        return _tensor_restorer(value, name)
-    if isinstance(value, list | deque):
-        items, inner = list(value), _nested(value, name)
-        return lambda: _refill(value, value.extend, items, inner)
-    if isinstance(value, dict):
-        entries, inner = dict(value), _nested(value.values(), name)
-        return lambda: _refill(value, value.update, entries, inner)
-    if isinstance(value, set):
-        members = set(value)
-        return lambda: _refill(value, value.update, members, [])
-    return None
-
-
-def _refill(holder: Any, fill: Callable[[Any], None], content: Any, inner: list[Callable[[], None]]) -> None:
-    holder.clear()
-    fill(content)
-    for restore in inner:
-        restore()
-
-
-def _nested(values: Collection[Any], name: str) -> list[Callable[[], None]]:
-    if len(values) > _NESTED_LIMIT:
-        return []
-    found = (_restorer(value, name) for value in values if isinstance(value, list | dict | deque | set))
-    return [restore for restore in found if restore is not None]
-
-
-def _tensor_restorer(value: Tensor, name: str) -> Callable[[], None]:
-    version = value._version
-    if value.numel() <= _COPY_LIMIT:
-        copy = value.detach().clone()
-        return lambda: _copy_back(value, copy)
-
-    def check() -> None:
-        if value._version != version:
-            raise RuntimeError(
-                f"training_step changed the tensor attribute {name} in place; lbtrain evaluates training_step more "
-                "than "
-                f"once and puts back what it changed, but copies plain tensors only up to {_COPY_LIMIT} elements and "
-                f"this one has {value.numel()}: register it with register_buffer"
-            )
-
-    return check
-
-
-def _copy_back(value: Tensor, copy: Tensor) -> None:
-    value.detach().copy_(copy)
+            if m.training != mode:
+                m.training = mode

@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision
 
 from lbtrain._lightning import Callback, MisconfigurationException
-from lbtrain.callbacks import _traceless
+from lbtrain.callbacks import _attributes
 from lbtrain.callbacks._objective import TrainingLoss
 from lbtrain.callbacks._traceless import random_streams, set_random_streams, traceless
 from tests.modules import Everything, Plain, digits_like, fit
@@ -128,7 +128,7 @@ def test_the_same_streams_give_the_same_loss():
 
 
 def test_a_large_plain_tensor_changed_in_place_is_an_error(monkeypatch):
-    monkeypatch.setattr(_traceless, "_COPY_LIMIT", 2)
+    monkeypatch.setattr(_attributes, "_COPY_LIMIT", 2)
 
     class Evaluate(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
