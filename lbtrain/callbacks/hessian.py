@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lbtrain._lightning import Callback, LightningModule, Trainer
+from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from lbtrain.callbacks._measure import check_measurable, check_measure_arguments, mean_training_loss, refuse_sharded
 from lbtrain.callbacks._objective import refuse_manual_optimization
 from lbtrain.callbacks._trainer import count_measuring, publish
@@ -107,8 +107,18 @@ class HessianSpectrum(Callback):
             self.result = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse data that could not be measured on when training ends."""
+        """Refuse what could not be measured when training ends.
+
+        Raises:
+            MisconfigurationException: If the model has fewer trainable parameters than eigenvalues are asked for.
+        """
         check_measurable(trainer, pl_module)
+        count = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        if count < self.top_k:
+            raise MisconfigurationException(
+                f"top_k={self.top_k} eigenvalues of a Hessian with {count} rows, one per trainable parameter: "
+                f"ask for at most {count}"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure on every rank, then publish."""

@@ -206,3 +206,8 @@ def test_data_without_an_order_is_refused_before_training(callback):
 
     with pytest.raises(MisconfigurationException, match=r"define measure_dataloader\(\) on the data module"):
         fit(Untrained(), DataLoader(Stream(), batch_size=4), [callback], max_steps=2)
+
+
+def test_more_eigenvalues_than_parameters_are_refused_before_training():
+    with pytest.raises(MisconfigurationException, match="top_k=60 eigenvalues of a Hessian with 53 rows"):
+        fit(Plain(), digits_like(), [HessianSpectrum(top_k=60)])
