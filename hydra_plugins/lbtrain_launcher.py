@@ -7,8 +7,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lbtrain.app.launcher import launch
-
 
 class LocalLauncher(Launcher):
     """Run each job of a sweep as a process of its own, several at a time; `hydra/launcher=local`.
@@ -32,6 +30,9 @@ class LocalLauncher(Launcher):
         Returns:
             Their results, in order.
         """
+        # Imported here: Hydra loads this file in every application where lbtrain is installed.
+        from lbtrain.app.launcher import launch
+
         compose = self.hydra_context.config_loader.load_sweep_config
         configs = [compose(self.config, list(overrides)) for overrides in job_overrides]
         return launch(self.config, configs, job_overrides, initial_job_idx, self.slots, self.start_method)

@@ -1,18 +1,29 @@
 """The command line: `train.py` and the console script `lbtrain` are the same."""
 
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import MissingConfigException
+from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
 from lbtrain.app import launcher
+from lbtrain.app.config import redacted
 from lbtrain.app.instantiate import nearest
+
+# What a shell reports of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lbtrain.conf", config_name="train")
@@ -24,22 +35,49 @@ def run(cfg: DictConfig) -> float | None:
 
     Returns:
         The metric named by `objective`, for a sweeper; None on ranks that hold no metrics.
+
+    Raises:
+        SystemExit: If the run fails; it holds the message.
+        KeyboardInterrupt: If Ctrl-C has ended the run.
     """
     # torch is imported here, so `--help` and `--cfg job` answer without it.
     from lbtrain.app.train import train
 
-    return train(cfg).get(cfg.objective)
+    try:
+        return train(cfg).get(cfg.objective)
+    except Exception as error:
+        if HydraConfig.get().mode != RunMode.RUN:
+            raise  # for another launcher, which runs jobs in this process and goes on after a failure
+        # Described here, since Hydra would print the overrides, too, secrets and all, and a job's output is kept.
+        raise SystemExit(_described(error, cfg)) from None
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning has turned one into the other
+            raise KeyboardInterrupt from None
+        raise
 
 
 def main() -> None:
-    """Run the command line; a sweep ends with its comparison, also when jobs failed."""
+    """Run the command line; a sweep ends with its comparison, also when jobs failed or Ctrl-C has ended them.
+
+    It exits with code 1 when something failed, and 130 after Ctrl-C.
+    """
     # Hydra finds plugins of a wheel by itself, but not those of an editable install.
     Plugins.instance().register(LocalLauncher)
     with _hints():
         try:
             run()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
         finally:
             launcher.show_last_sweep()
+
+
+def _described(error: Exception, cfg: DictConfig) -> str:
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    compact = isinstance(error, CompactHydraException) and not full
+    text = str(error) if compact else "".join(traceback.format_exception(error)).rstrip()
+    return redacted(text, cfg)
 
 
 @contextmanager
@@ -52,33 +90,51 @@ def _hints() -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
-        hint = did_you_mean(stop.__context__)
+        hint = None if stop.__suppress_context__ else did_you_mean(stop.__context__)
         if hint:
             print(hint, file=sys.stderr)
         raise
 
 
 def did_you_mean(error: BaseException | None) -> str | None:
-    """Return the nearest valid name for a key or a config group that Hydra does not know.
+    """Return the nearest valid name for a key or a member of a config group that Hydra does not know.
 
     Args:
         error: What ended Hydra, or None.
 
     Returns:
-        One sentence; None if the error is of another kind or nothing is near.
+        One sentence; None if the error is of another kind.
     """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        given = error.missing_cfg_file.rsplit("/", 1)[-1]
-        return _sentence(given, nearest(given, error.options), error.options)
-    cause = error.__cause__ if error is not None else None
-    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
-        known = [str(key) for key in cause.parent_node]
-        return _sentence(str(cause.key), nearest(str(cause.key), known), known)
+    while error is not None:
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+            group, _, given = error.missing_cfg_file.rpartition("/")
+            known = list(error.options or _members(group))
+            return _sentence(given, known) if known else None
+        if isinstance(error, OmegaConfBaseException) and error.parent_node is not None and error.key is not None:
+            given, known = str(error.key), [str(key) for key in error.parent_node]
+            group = error.full_key.rpartition(".")[0] if error.full_key else ""
+            absent = set(_members(group)) - set(known) if group in ("callbacks", "logger") else set()
+            if given in absent:
+                return f"{given!r} is not part of this run; add it: {group}=[...,{given}]"
+            return _sentence(given, [*known, *absent])
+        error = error.__cause__ or error.__context__
     return None
 
 
-def _sentence(given: str, near: str | None, known: list[str]) -> str:
+def _sentence(given: str, known: list[str]) -> str:
+    near = nearest(given, known)
     return f"Did you mean {near!r}?" if near else f"There is no {given!r}; known are: {', '.join(sorted(known))}"
+
+
+def _members(group: str) -> list[str]:
+    # Of lbtrain's configs and of the user's --config-dir.
+    given, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    folder = Path(given.config_dir or os.devnull) / group
+    own = [file.stem for file in folder.glob("*.yaml")] if group else []
+    GlobalHydra.instance().clear()  # Hydra has ended with the error that is being explained
+    with hydra.initialize_config_module("lbtrain.conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return sorted({*loader.get_group_options(group), *own}) if group else []
 
 
 if __name__ == "__main__":

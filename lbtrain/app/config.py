@@ -28,6 +28,7 @@ _SECRET = frozenset({
 })
 # Values from the environment stay names, and directories of this machine stay out.
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env:")
+_FROM_ENVIRONMENT_NAME = re.compile(r"\$\{\s*oc\.env:\s*(\w+)")
 _DIRECTORY = re.compile(r"\$\{\s*hydra:\s*(runtime\.(output_dir|cwd)|run\.dir|sweep\.dir)|\$\{\s*paths\.")
 _PACKAGES = (
     "lbtrain",
@@ -89,6 +90,28 @@ def without_secrets(overrides: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def redacted(text: str, cfg: DictConfig) -> str:
+    """Blank out the secrets of a config in a text, such as the message of an error.
+
+    Args:
+        text: Any text.
+        cfg: The composed config. Secrets are the values of its secret keys, and those that it reads from environment
+            variables with a secret name.
+
+    Returns:
+        The text with `***` for each of them.
+    """
+    found = set()
+    for path, written in _leaves(OmegaConf.to_container(cfg, resolve=False)):
+        variables = _FROM_ENVIRONMENT_NAME.findall(written) if isinstance(written, str) else []
+        if _is_secret(path, written) or _is_secret(variables, written):
+            found.add(str(_resolved(cfg, path, written)))
+    for secret in sorted(found, key=len, reverse=True):
+        # Shorter ones are no secrets, and blanking them would make the text unreadable.
+        text = text.replace(secret, "***") if len(secret) >= 4 else text
+    return text
+
+
 def versions() -> dict[str, str]:
     """Look up the versions that shape a run's numbers.
 
@@ -123,15 +146,16 @@ def git_commit(cwd: str | Path) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def _mask(node: Any, hidden: dict[str, str]) -> Any:
-    # Texts that must not be resolved become tokens, so that values that refer to them do not resolve them either.
+def _mask(node: Any, hidden: dict[str, str], path: tuple[Any, ...] = ()) -> Any:
+    # What must not be resolved becomes a token, so that values that refer to it do not resolve it either.
     if isinstance(node, Mapping):
-        return {key: _mask(value, hidden) for key, value in node.items()}
+        return {key: _mask(value, hidden, (*path, key)) for key, value in node.items()}
     if isinstance(node, list):
-        return [_mask(value, hidden) for value in node]
-    if isinstance(node, str) and (_FROM_ENVIRONMENT.search(node) or _DIRECTORY.search(node)):
+        return [_mask(value, hidden, (*path, position)) for position, value in enumerate(node)]
+    unresolved = isinstance(node, str) and (_FROM_ENVIRONMENT.search(node) or _DIRECTORY.search(node))
+    if unresolved or _is_secret(path, node):
         token = f"<unresolved {len(hidden)}>"
-        hidden[token] = node
+        hidden[token] = node if unresolved else "***"
         return token
     return node
 

@@ -2,23 +2,24 @@
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lbtrain.app.config import without_secrets
+from lbtrain.app.names import job_name
 from lbtrain.app.progress import Progress
-from lbtrain.records import RunRecord, read_record, write_record
+from lbtrain.app.worker import work
+from lbtrain.records import SUMMARY_NAME, RunRecord, Scalar, read_record, write_record
 
-# Lightning's rank and seed variables: what one job leaves in the environment another must not inherit.
-_LEAKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+# Seconds for a job to end by itself after SIGTERM, and for the ranks of a job that has ended.
+_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -26,99 +27,145 @@ class Job:
     """One run of a sweep."""
 
     number: int
+    """From 0."""
     overrides: tuple[str, ...]
     directory: Path
     argv: tuple[str, ...]
     label: str
-    """The overrides that set it apart from the other runs."""
+    """What sets it apart from the other runs."""
+    config: Mapping[str, Scalar]
+    """Flat, without secrets: for the record of a job that dies before it can leave one."""
+
+
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    process: BaseProcess
+    since: float
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
 
 
 def run_jobs(context: BaseContext, jobs: Sequence[Job], slots: int, threads: int) -> None:
     """Run jobs as processes; each leaves a record in its directory, also when it is killed.
 
-    When this process is interrupted, it ends the jobs that run and the processes that they have started.
+    When this process is interrupted, it ends the jobs that run, with the processes that they have started. When it is
+    killed, they end themselves.
 
     Args:
         context: Of `multiprocessing`; says how processes start.
         jobs: To run, in this order.
         slots: Jobs at a time.
-        threads: Of torch, per job.
+        threads: Of torch, per process.
     """
-    waiting, running = list(jobs), {}
-    with Progress(len(jobs), slots) as progress:
+    waiting, running = list(jobs), list[_Running]()
+    lifeline, held = context.Pipe(duplex=False)
+    with held, lifeline, Progress(len(jobs), slots) as progress:
         try:
             while waiting or running:
                 while waiting and len(running) < slots:
                     job = waiting.pop(0)
-                    running[job.number] = job, _start(context, job, threads), time.monotonic()
+                    running.append(_start(context, job, threads, lifeline))
                     progress.started(job.number, job.label)
-                done = wait([process.sentinel for _, process, _ in running.values()])
-                for job, process, since in [entry for entry in running.values() if entry[1].sentinel in done]:
-                    process.join()
-                    del running[job.number]
-                    record = _recorded(job, process.exitcode, time.monotonic() - since)
-                    progress.ended(job.number, record, time.monotonic() - since)
+                done = wait([entry.process.sentinel for entry in running])
+                for entry in [entry for entry in running if entry.process.sentinel in done]:
+                    running.remove(entry)
+                    entry.process.join()
+                    _clear_group(entry.process, _PATIENCE)
+                    progress.ended(entry.job.number, _recorded(entry), entry.seconds)
         except BaseException:
-            for _, process, _ in running.values():
-                _end(process)
+            _end(running)
             raise
 
 
-def _start(context: BaseContext, job: Job, threads: int) -> BaseProcess:
+def _start(context: BaseContext, job: Job, threads: int, lifeline: Connection) -> _Running:
     job.directory.mkdir(parents=True, exist_ok=True)
-    arguments = (job.argv, str(job.directory / "out.log"), threads)
-    process = context.Process(target=_work, args=arguments)  # type: ignore[attr-defined]
+    # One of an earlier sweep in the same directory says nothing about this job.
+    (job.directory / SUMMARY_NAME).unlink(missing_ok=True)
+    arguments = (job.argv, str(job.directory / "out.log"), threads, lifeline)
+    process = context.Process(target=work, args=arguments)  # type: ignore[attr-defined]
     process.start()
-    return process  # type: ignore[no-any-return]
+    return _Running(job, process, time.monotonic())
 
 
-def _work(argv: tuple[str, ...], log: str, threads: int) -> None:
-    """Be the command `argv`, in a session of one's own, with all output in a file."""
-    os.setsid()
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    for name in _LEAKS:
-        os.environ.pop(name, None)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that this one starts
-    sys.argv = list(argv)
-    import torch
-
-    torch.set_num_threads(threads)
-    from lbtrain.app.cli import main
-
-    main()
+def _end(running: Sequence[_Running]) -> None:
+    """End jobs and the processes that they have started, together."""
+    for entry in running:
+        _signal_group(entry.process, signal.SIGTERM)
+    until = time.monotonic() + _PATIENCE
+    for entry in running:
+        entry.process.join(max(0.0, until - time.monotonic()))
+        _clear_group(entry.process, 0.0)
+    for entry in running:
+        entry.process.join(_PATIENCE)
+        _recorded(entry, "the sweep was interrupted")
 
 
-def _end(process: BaseProcess) -> None:
-    """End a job and the ranks that it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid or 0, number)
-        process.join(10)
-        if not process.is_alive():
-            return
+def _clear_group(process: BaseProcess, patience: float) -> None:
+    """Kill what is left of a job's process group after a while, such as a rank that waits for a dead one."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until and _signal_group(process, 0):
+        time.sleep(0.02)
+    _signal_group(process, signal.SIGKILL)
 
 
-def _recorded(job: Job, exit_code: int | None, seconds: float) -> RunRecord:
-    """Return the job's record; one that died without leaving any gets one that says how."""
+def _signal_group(process: BaseProcess, number: int) -> bool:
+    """Send a signal to a job's process group; 0 only asks.
+
+    Returns:
+        Whether the group exists.
+    """
+    if not process.pid:  # 0 would mean this process's own group
+        return False
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+        return True
+    # Just started, and not yet the leader of a group of its own.
+    if number and process.is_alive():
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+    return False
+
+
+def _recorded(entry: _Running, cause: str | None = None) -> RunRecord:
+    """Return the job's record; one that died without leaving any gets one that says how.
+
+    Args:
+        entry: The job, after its process has ended.
+        cause: Why it was ended, if this is known; else how it ended is told.
+
+    Returns:
+        The record that now lies in the job's directory.
+    """
+    job, code = entry.job, entry.process.exitcode
     record = read_record(job.directory)
-    if record is not None and (record.status == "failed") == (exit_code != 0):
+    if record is not None and (code == 0 if record.status == "finished" else cause is None):
         return record
-    how = f"signal {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
-    reason = f"ended by {how} before it could write its summary; the output is in {job.directory / 'out.log'}"
-    started = datetime.fromtimestamp(time.time() - seconds, timezone.utc).isoformat(timespec="seconds")
-    record = RunRecord(
-        name=job.label,
-        status="failed",
-        error=reason,
-        overrides=without_secrets(job.overrides),
-        config={},
-        metrics={},
-        versions={},
-        git_commit=None,
-        started=started,
-        duration_s=seconds,
-    )
+    reason = f"{cause or _how(code)} before the run was complete{_last_line(job.directory)}"
+    if record is None:
+        overrides = without_secrets(job.overrides)
+        started = datetime.fromtimestamp(time.time() - entry.seconds, timezone.utc).isoformat(timespec="seconds")
+        name, config = job_name(overrides), dict(job.config)
+        record = RunRecord(name, "failed", reason, overrides, config, {}, {}, None, started, entry.seconds)
+    elif record.status == "finished":
+        reason = f"{cause or _how(code)} after its results were written"
+    record = replace(record, status="failed", error=reason)
     write_record(job.directory, record)
     return record
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"ended by signal {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _last_line(directory: Path) -> str:
+    try:
+        lines = (directory / "out.log").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    said = f"; its last words: {lines[-1].strip()[:200]}" if lines else ""
+    return f"{said}; all of them are in its out.log"

@@ -4,26 +4,31 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from lbtrain.app.config import flat
 from lbtrain.app.jobs import Job, run_jobs
+from lbtrain.app.names import QUIET, labels
+from lbtrain.app.precheck import check
 from lbtrain.records import read_record
 
-# What one job or its parent leaves in the environment and another must not inherit: Lightning's rank and seed
-# variables.
-_LEAKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
 # A job of a small study takes about 1 GB; more at a time than this is for machines that the user knows.
 _MOST_SLOTS = 16
+# Lightning's rank and seed variables: what this process was started with, a job must not take for its own.
+_LEAKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+# What the launcher decides for each job itself; other overrides of the hydra node are handed on.
+_OWN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
 
-_last_sweep: Path | None = None
+# Directories that this process has claimed for its sweeps, each with the open file that keeps other sweeps out.
+_claimed: dict[Path, int] = {}
+# Those in which jobs were started.
+_started: list[Path] = []
 
 
 def launch(
@@ -48,36 +53,66 @@ def launch(
         One result per job, in order: the objective, or the reason why there is none.
 
     Raises:
-        CompactHydraException: If a config is not valid; no job has started then.
+        CompactHydraException: If an argument or a config is not valid; no job has started then.
     """
-    global _last_sweep
-    if start_method not in multiprocessing.get_all_start_methods() or start_method == "fork":
+    if start_method not in ("forkserver", "spawn"):
         raise CompactHydraException(f"hydra.launcher.start_method must be forkserver or spawn, got {start_method!r}")
-    sweep = Path(config.hydra.sweep.dir).absolute()
-    jobs = [
-        _job(config, job_config, overrides, sweep, first_number + i, label)
-        for i, (job_config, overrides, label) in enumerate(
-            zip(configs, job_overrides, _labels(job_overrides), strict=True)
-        )
-    ]
+    if slots is not None and (not isinstance(slots, int) or slots < 1):
+        raise CompactHydraException(f"hydra.launcher.slots must be a whole number from 1 on, or null, got {slots!r}")
+    for name in _LEAKS:
+        os.environ.pop(name, None)
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         # The server imports this once; every job is forked from it, before torch has started any thread.
         context.set_forkserver_preload(["lbtrain.app.train"])  # type: ignore[attr-defined]
-    _check(context, configs)
-    _last_sweep = sweep
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    slots = min(slots or _slots(configs, cores), len(jobs))
-    run_jobs(context, jobs, slots, threads=max(1, cores // slots))
+    sweep = _claim(config)
+    named = enumerate(zip(configs, job_overrides, labels(job_overrides), strict=True), start=first_number)
+    jobs = [_job(config, own, overrides, sweep, number, label) for number, (own, overrides, label) in named]
+    check(context, configs)
+    _started.append(sweep)
+    slots, threads = _shares(configs, slots)
+    run_jobs(context, jobs, slots, threads)
     return [_result(job, job_config) for job, job_config in zip(jobs, configs, strict=True)]
 
 
 def show_last_sweep() -> None:
     """Print the comparison of the sweep that this process has run, if any, and where its report is."""
-    if _last_sweep is not None:
+    if _started:
         from lbtrain.study.__main__ import show
 
-        show(_last_sweep)
+        show(_started[-1])
+
+
+def _claim(config: DictConfig) -> Path:
+    """Return a directory that no other sweep writes to at this time: the configured one, or one beside it.
+
+    Two sweeps that start within one second are configured with the same directory.
+
+    Raises:
+        CompactHydraException: If there is none.
+    """
+    import fcntl  # not on Windows, where single runs still work
+
+    wanted = Path(config.hydra.sweep.dir).absolute()
+    for number in range(1, 1000):
+        path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        if path in _claimed:
+            return path
+        path.mkdir(parents=True, exist_ok=True)
+        # The lock of an open directory leaves no file behind, and ends with this process however it ends.
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(opened)
+            continue
+        except OSError:
+            pass  # a file system without locks
+        _claimed[path] = opened
+        with open_dict(config):
+            config.hydra.sweep.dir = str(path)  # for a sweeper that writes its results there
+        return path
+    raise CompactHydraException(f"other sweeps write to {wanted} already; choose another hydra.sweep.dir")
 
 
 def _job(
@@ -87,32 +122,20 @@ def _job(
         job_config.hydra.job.num = number
         directory = sweep / str(job_config.hydra.sweep.subdir)
         job_config.hydra.runtime.output_dir = str(directory)
-    skipped = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
-    own = [o for o in config.hydra.overrides.hydra if not o.lstrip("+~").startswith(skipped)]
+        quiet = "enable_progress_bar" in job_config.get("trainer", {})
+        if quiet:
+            job_config.trainer.enable_progress_bar = False
+    tasks = [o for o in overrides if not _of_hydra(o)]
+    swept = [o for o in overrides if _of_hydra(o)]
+    written = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    own = [o for o in (*written, *swept) if not o.lstrip("+~").startswith(_OWN)]
     placed = [f"hydra.run.dir={_quoted(directory)}", f"hydra.sweep.dir={_quoted(sweep)}", f"hydra.job.num={number}"]
-    tasks = [o for o in overrides if not o.startswith("hydra")]
-    quiet = ["trainer.enable_progress_bar=false"] if "enable_progress_bar" in job_config.get("trainer", {}) else []
-    argv = [sys.argv[0], *_config_flags(), *tasks, *quiet, *own, "hydra.mode=RUN", *placed]
-    return Job(number, tuple(tasks), directory, tuple(argv), label)
+    argv = [sys.argv[0], *_config_flags(), *tasks, *([QUIET] if quiet else []), *own, "hydra.mode=RUN", *placed]
+    return Job(number, tuple(tasks), directory, tuple(argv), label, flat(job_config))
 
 
-def _labels(job_overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Return what sets each job apart: its overrides less what all share, lists less their shared entries.
-
-    Returns:
-        One text per job; `run` where nothing sets it apart.
-    """
-    jobs = [dict(override.partition("=")[::2] for override in overrides) for overrides in job_overrides]
-    shared = set.intersection(*(set(job.items()) for job in jobs))
-    lists = [{k: set(v[1:-1].split(",")) for k, v in job.items() if v.startswith("[")} for job in jobs]
-    labels = []
-    for job, own in zip(jobs, lists, strict=True):
-        parts = {key: value for key, value in job.items() if (key, value) not in shared}
-        for key in own.keys() & parts.keys():
-            common = set.intersection(*(other.get(key, set()) for other in lists))
-            parts[key] = "+".join(sorted(own[key] - common)) or "none more"
-        labels.append(" ".join(f"{key}={value}" for key, value in parts.items()) or "run")
-    return labels
+def _of_hydra(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def _config_flags() -> Iterator[str]:
@@ -128,64 +151,25 @@ def _quoted(path: Path) -> str:
     return f"'{escaped}'"
 
 
-def _slots(configs: Sequence[DictConfig], cores: int) -> int:
+def _shares(configs: Sequence[DictConfig], slots: int | None) -> tuple[int, int]:
+    """Return how many jobs run at a time, and how many threads each of their processes gets."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     trainers = [c.get("trainer") or {} for c in configs]
-    if any(t.get("accelerator") != "cpu" for t in trainers):
-        return 1
-    devices = max(t.get("devices") if isinstance(t.get("devices"), int) else 1 for t in trainers)
-    return max(1, min(cores // max(devices, 1), _MOST_SLOTS))
-
-
-def _check(context: BaseContext, configs: Sequence[DictConfig]) -> None:
-    """Validate every config in a process of its own, which has torch already.
-
-    Raises:
-        CompactHydraException: If there are problems.
-    """
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_problems, args=(sender, list(configs)))  # type: ignore[attr-defined]
-    process.start()
-    sender.close()
-    try:
-        problems = receiver.recv()
-    except EOFError:
-        problems = f"checking the configs ended with exit code {process.exitcode}; its error stands above"
-    process.join()
-    if problems:
-        raise CompactHydraException(problems)
-
-
-def _send_problems(sender: Any, configs: list[DictConfig]) -> None:
-    from lbtrain.app.instantiate import ConfigError, validate
-
-    setup_globals()  # the resolver of ${hydra:...}
-    problems: dict[str, list[int]] = {}
-    for number, config in enumerate(configs, start=1):
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        try:
-            validate(config)
-        except ConfigError as error:
-            problems.setdefault(str(error), []).append(number)
-    lines = [f"{_runs(numbers, len(configs))}: {problem}" for problem, numbers in problems.items()]
-    sender.send("\n".join(lines))
-    sender.close()
-
-
-def _runs(numbers: list[int], total: int) -> str:
-    if len(numbers) == total:
-        return "all runs"
-    return f"run{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {total}"
+    processes = max(t.get("devices") if isinstance(t.get("devices"), int) else 1 for t in trainers)
+    processes = max(processes, 1)
+    if slots is None:
+        cpu = all(t.get("accelerator") == "cpu" for t in trainers)
+        slots = max(1, min(cores // processes, _MOST_SLOTS)) if cpu else 1
+    slots = min(slots, len(configs))
+    return slots, max(1, cores // (slots * processes))
 
 
 def _result(job: Job, config: DictConfig) -> JobReturn:
-    record = read_record(job.directory)
+    record: Any = read_record(job.directory)
     result = JobReturn(overrides=list(job.overrides), cfg=config, working_dir=str(job.directory))
-    if record is None or record.status != "finished":
-        reason = "no summary" if record is None else record.error
+    if record.status != "finished":
         result.status = JobStatus.FAILED
-        result.return_value = CompactHydraException(f"run {job.number} ({' '.join(job.overrides)}) failed: {reason}")
+        result.return_value = CompactHydraException(f"run {job.number + 1} failed: {record.error}")
         return result
     result.status = JobStatus.COMPLETED
     result.return_value = record.metrics.get(config.get("objective", ""))

@@ -3,18 +3,21 @@
 import netrc
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
-from hydra.core.hydra_config import HydraConfig
+from lbtrain._lightning import DummyLogger, WandbLogger, rank_zero_only
+from lbtrain.app.config import without_secrets
+from lbtrain.app.names import given_overrides, job_name, sweep_name
 
-from lbtrain._lightning import WandbLogger, rank_zero_only
-
+METRICS_NAME = "metrics.csv"
 # The run's identity, kept beside its results, so a resumed job continues its run.
-_ID_FILE = "wandb_id.txt"
-# Best, worst and last value in the summary; must be declared before the first value is logged.
-_SUMMARIES = {"val/acc": "max,last", "val/loss": "min,last", "train/loss": "min,last"}
+ID_NAME = "wandb_id.txt"
+# Best and last value in the summary; must be declared before the first value is logged.
+_SUMMARIES = {"val/acc": "max,last", "val/loss": "min,last"}
 
 
 def wandb_logger(
@@ -28,7 +31,7 @@ def wandb_logger(
     offline: bool | None = None,
     save_dir: str = ".",
     id: str | None = None,
-) -> WandbLogger:
+) -> WandbLogger | DummyLogger:
     """Open the wandb run of this job.
 
     Args:
@@ -45,33 +48,37 @@ def wandb_logger(
         id: Identity of the run; None takes the one kept in save_dir, or makes and keeps one.
 
     Returns:
-        A Lightning logger that owns the run; on ranks other than zero it does nothing.
+        A Lightning logger that owns the run; on ranks other than zero one that does nothing.
 
     Raises:
         RuntimeError: If a wandb run is open already: two jobs would share it.
     """
     if rank_zero_only.rank != 0:
-        return WandbLogger(project=project, save_dir=save_dir, offline=True)
+        return DummyLogger()
+    mode = _mode(offline)
+    if mode != "online":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
     import wandb
 
     if wandb.run is not None:
         raise RuntimeError(
             f"the wandb run {wandb.run.id!r} is still open, and this job would log into it: call wandb.finish() first"
         )
-    run = wandb.init(
-        project=project,
-        entity=entity,
-        name=name or _job_name(),
-        group=group or _sweep_name(),
-        job_type=job_type,
-        tags=["lbtrain", *tags],
-        notes=notes,
-        mode=_mode(offline),  # type: ignore[arg-type]
-        dir=save_dir,
-        id=id or _kept_id(Path(save_dir)),
-        resume="allow",
-        settings=wandb.Settings(console="off", quiet=True),
-    )
+    with _arguments_without_secrets():
+        run = wandb.init(
+            project=project,
+            entity=entity,
+            name=name or job_name(given_overrides()),
+            group=group or sweep_name(),
+            job_type=job_type,
+            tags=["lbtrain", *tags],
+            notes=notes,
+            mode=mode,  # type: ignore[arg-type]
+            dir=save_dir,
+            id=id or _kept_id(Path(save_dir)),
+            resume="allow",
+            settings=wandb.Settings(console="off", quiet=True),
+        )
     for metric, summary in _SUMMARIES.items():
         run.define_metric(metric, summary=summary)
     return WandbLogger(experiment=run, save_dir=save_dir)
@@ -86,16 +93,25 @@ def close_wandb(config: Mapping[str, object], metrics: Mapping[str, float | str]
         metrics: Final values, for the run's summary.
         failed: Whether the job failed: exit code 1 instead of 0.
     """
-    import sys
-
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
         return
     try:
         wandb.run.config.update(dict(config), allow_val_change=True)
-        wandb.run.summary.update(dict(metrics))
+        wandb.run.summary.update({key: value for key, value in metrics.items() if key not in _SUMMARIES})
     finally:
         wandb.finish(exit_code=int(failed))
+
+
+@contextmanager
+def _arguments_without_secrets() -> Iterator[None]:
+    # wandb keeps the command line with the run.
+    given = sys.argv
+    sys.argv = [*given[:1], *without_secrets(given[1:])]
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 def _mode(offline: bool | None) -> str:
@@ -117,41 +133,8 @@ def _has_key() -> bool:
         return False
 
 
-def _job_name() -> str | None:
-    if not HydraConfig.initialized():
-        return None
-    return job_name(HydraConfig.get().overrides.task)
-
-
-def job_name(overrides: Sequence[str]) -> str:
-    """Return a readable name made of a job's overrides.
-
-    Args:
-        overrides: As given on the command line.
-
-    Returns:
-        For example `optimizer=adam batch_size=64`; `default` for none.
-    """
-    hidden = ("trainer.enable_progress_bar=", "experiment=", "ckpt_path=")
-    parts = []
-    for override in overrides:
-        if not override.startswith(hidden):
-            key, _, value = override.lstrip("+").partition("=")
-            parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
-    return " ".join(parts) or "default"
-
-
-def _sweep_name() -> str | None:
-    """Return the last two folders of the sweep's directory, `2026-01-31/12-00-00`, when this job is part of a sweep."""
-    if not HydraConfig.initialized():
-        return None
-    sweep = Path(HydraConfig.get().sweep.dir).absolute()
-    inside = sweep in Path(HydraConfig.get().runtime.output_dir).absolute().parents
-    return "/".join(sweep.parts[-2:]) if inside else None
-
-
 def _kept_id(directory: Path) -> str:
-    file = directory / _ID_FILE
+    file = directory / ID_NAME
     if not file.exists():
         directory.mkdir(parents=True, exist_ok=True)
         file.write_text(secrets.token_hex(4))

@@ -63,9 +63,17 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
     Returns:
         The most similar option, upper and lower case aside, or None when none is similar.
     """
-    by_lower = {option.lower(): option for option in sorted(options)}
+    by_lower: dict[str, list[str]] = {}
+    for option in sorted(options):
+        by_lower.setdefault(option.lower(), []).append(option)
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return by_lower[close[0]] if close else None
+    # Of names that differ in case alone, such as the class SGD and its module sgd, the one written more alike.
+    alike = (
+        [(difflib.SequenceMatcher(None, name, option).ratio(), option) for option in by_lower[close[0]]]
+        if close
+        else []
+    )
+    return max(alike)[1] if alike else None
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:

@@ -1,0 +1,88 @@
+"""What a run leaves when it ends, however it ends."""
+
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lbtrain._lightning import rank_zero_only
+from lbtrain.app.config import flat, git_commit, redacted, versions, without_secrets
+from lbtrain.app.loggers import ID_NAME, METRICS_NAME, close_wandb
+from lbtrain.app.names import given_overrides, job_name
+from lbtrain.records import SUMMARY_NAME, RunRecord, write_record
+
+
+@rank_zero_only
+def clear(directory: Path, *, resumed: bool) -> None:
+    """Remove what an earlier run in the same directory has left and this one would take for its own.
+
+    Args:
+        directory: Of the run.
+        resumed: Whether this run goes on from a checkpoint: it then keeps its metrics and its wandb run.
+    """
+    # "finished" must not stand beside a run that is under way.
+    for name in (SUMMARY_NAME,) if resumed else (SUMMARY_NAME, METRICS_NAME, ID_NAME):
+        (directory / name).unlink(missing_ok=True)
+
+
+@rank_zero_only
+def leave(
+    cfg: DictConfig, metrics: dict[str, float | str], start: float, directory: Path, error: BaseException | None
+) -> None:
+    """Write the record and close wandb; the record comes last, since its presence means done.
+
+    Args:
+        cfg: The composed config.
+        metrics: What is known of the run, by key.
+        start: Of the run, seconds since the epoch.
+        directory: Of the run.
+        error: What ended the run; None if it is finished.
+    """
+    commit = git_commit(Path.cwd())
+    try:
+        close_wandb(_headline(cfg, metrics, commit), metrics, failed=error is not None)
+    finally:
+        given = given_overrides()
+        record = RunRecord(
+            name=job_name(given),
+            status="finished" if error is None else "failed",
+            error=None if error is None else redacted(_reason(error), cfg),
+            overrides=without_secrets(given),
+            config=flat(cfg),
+            metrics=metrics,
+            versions=versions(),
+            git_commit=commit,
+            started=datetime.fromtimestamp(start, timezone.utc).isoformat(timespec="seconds"),
+            duration_s=time.time() - start,
+        )
+        write_record(directory, record)
+
+
+def _reason(error: BaseException) -> str:
+    # Lightning turns Ctrl-C into SystemExit.
+    if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _headline(cfg: DictConfig, metrics: Mapping[str, Any], commit: str | None) -> dict[str, Any]:
+    """Return the flat block by which runs are sorted and grouped in wandb, beside the whole config."""
+    scaling, sam = cfg.callbacks.get("lr_scaling") or {}, cfg.callbacks.get("sam") or {}
+    lr = cfg.optimizer.get("lr") if cfg.get("optimizer") else None
+    block = {
+        "global_batch": metrics.get("batch/global"),
+        "per_device_batch": metrics.get("batch/per_device", cfg.data.get("batch_size")),
+        "accumulate": metrics.get("batch/accumulate", cfg.trainer.get("accumulate_grad_batches")),
+        "world": metrics.get("batch/data_parallel"),
+        "lr_base": metrics.get("lr/base", lr),
+        "lr_scaled": metrics.get("lr/scaled", lr),
+        "lr_rule": scaling.get("rule", "none"),
+        "k": metrics.get("lr/factor", 1.0),
+        "rho": sam.get("rho", 0.0),
+        "seed": cfg.seed,
+        "git_sha": commit,
+    }
+    return {**flat(cfg), **block}

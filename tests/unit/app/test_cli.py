@@ -1,0 +1,80 @@
+"""What the command line says of names that Hydra does not know."""
+
+import sys
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from lbtrain.app import cli
+from lbtrain.app.instantiate import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    yield
+    GlobalHydra.instance().clear()
+
+
+def error_of(*overrides):
+    with initialize_config_module("lbtrain.conf", version_base="1.3"):
+        try:
+            compose("train", overrides=list(overrides))
+        except Exception as error:
+            return error
+    raise AssertionError("composed")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("data.batchsize=1", "Did you mean 'batch_size'?"),
+        ("data=digit", "Did you mean 'digits'?"),
+        ("callbacks=[samm]", "Did you mean 'sam'?"),
+        ("callbacks.hesian.top_k=1", "Did you mean 'hessian'?"),
+        ("callbacks.early_stoping.patience=1", "Did you mean 'early_stopping'?"),
+        ("callbacks.sam.rho=1", "'sam' is not part of this run; add it: callbacks=[...,sam]"),
+        ("logger.wandb.offline=true", "'wandb' is not part of this run; add it: logger=[...,wandb]"),
+        ("data.xyzzy=1", "There is no 'xyzzy'; known are: _target_, batch_size, "),
+        ("optimizer=xyzzy", "There is no 'xyzzy'; known are: adam, adamw, momentum, nesterov, rmsprop, sgd"),
+    ],
+)
+def test_nearest_name_or_all_names(override, hint):
+    assert cli.did_you_mean(error_of(override)).startswith(hint)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x"), ConfigError("1 problem in the config")])
+def test_other_errors_get_no_hint(error):
+    assert cli.did_you_mean(error) is None
+
+
+def test_members_of_the_user_s_own_directory_count(tmp_path, monkeypatch):
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "mine.yaml").touch()
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={tmp_path}"])
+    assert {"mine", "sam"} <= set(cli._members("callbacks"))
+    assert cli._members("") == []
+
+
+def failure(error):
+    try:
+        raise error
+    except Exception as raised:
+        return raised
+
+
+def test_config_error_is_described_without_a_traceback(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert cli._described(failure(ConfigError("1 problem")), OmegaConf.create({})) == "1 problem"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert cli._described(failure(ConfigError("1 problem")), OmegaConf.create({})).startswith("Traceback")
+
+
+def test_description_hides_secrets(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "from-outside")
+    cfg = OmegaConf.create({"api_key": "sk-123456", "url": "https://${oc.env:MY_TOKEN}@x", "again": "${api_key}"})
+    text = cli._described(failure(ValueError("sk-123456 at https://from-outside@x")), cfg)
+    assert "sk-123456" not in text
+    assert text.endswith("ValueError: *** at ***")

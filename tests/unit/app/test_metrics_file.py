@@ -1,0 +1,55 @@
+"""metrics.csv over several sessions."""
+
+import csv
+
+from lbtrain._lightning import rank_zero_only
+from lbtrain.app.metrics_file import MetricsFile
+
+
+def rows(directory):
+    with (directory / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def session(directory, steps, **extra):
+    logger = MetricsFile(str(directory))
+    for step in steps:
+        logger.log_metrics({"loss": float(step), **extra}, step)
+    logger.save()
+    return logger
+
+
+def test_rows_of_earlier_sessions_stay_up_to_the_step_where_the_run_goes_on(tmp_path, recwarn):
+    session(tmp_path, range(5))
+    # Killed after step 4, resumed from a checkpoint after 3 steps, with a new metric.
+    session(tmp_path, range(3, 6), acc=0.5)
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2", "3", "4", "5"]
+    assert ["acc" in row for row in rows(tmp_path)] == [False] * 3 + [True] * 3
+    session(tmp_path, [6])
+    assert len(rows(tmp_path)) == 7
+
+
+def test_session_that_dies_before_its_first_row_loses_nothing(tmp_path, recwarn):
+    session(tmp_path, range(3))
+    before = rows(tmp_path)
+    _ = MetricsFile(str(tmp_path)).experiment
+    assert rows(tmp_path) == before
+
+
+def test_half_a_row_is_dropped(tmp_path, recwarn):
+    session(tmp_path, range(3))
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("4.")
+    session(tmp_path, [3])
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2", "3"]
+
+
+def test_first_session_is_lightning_s_own_file(tmp_path):
+    session(tmp_path, range(3), acc=1.0)
+    assert rows(tmp_path) == [{"acc": "1.0", "loss": f"{step}.0", "step": str(step)} for step in range(3)]
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    session(tmp_path, range(3))
+    assert not (tmp_path / "metrics.csv").exists()

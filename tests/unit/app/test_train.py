@@ -1,0 +1,128 @@
+"""One run as a function: what it leaves, what it hides, what it refuses."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import open_dict
+
+from lbtrain.app import outcome, table, train
+from lbtrain.app.instantiate import ConfigError
+from lbtrain.records import read_record
+
+SMALL = ("trainer.max_epochs=1", "data.batch_size=256", "trainer.enable_progress_bar=false", "model=linear")
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Return what composes a config and makes this process its Hydra job; it is none again afterwards."""
+
+    def started(*overrides, mode=RunMode.RUN):
+        with initialize_config_module("lbtrain.conf", version_base="1.3"):
+            given = [*SMALL, *overrides]
+            cfg = compose("train", overrides=given, return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path / "run")
+            cfg.hydra.mode = mode
+            HydraConfig.instance().set_config(cfg)
+            del cfg["hydra"]
+        return cfg
+
+    yield started
+    HydraConfig.instance().cfg = None
+
+
+def test_run_returns_its_numbers_and_leaves_its_record(job, tmp_path, capsys, recwarn):
+    before = os.environ.get("PL_GLOBAL_SEED")
+    metrics = train.train(job("callbacks=[lr_scaling,loss_reduction]", "logger=csv"))
+    record = read_record(tmp_path / "run")
+    assert record.status == "finished"
+    assert record.metrics == metrics | {"loss/reduction": "mean"}
+    assert record.name == "max_epochs=1 batch_size=256 model=linear callbacks=[lr_scaling,loss_reduction] logger=csv"
+    assert record.config["data.batch_size"] == 256
+    assert "results:" in capsys.readouterr().out
+    # No checkpoint callback, no checkpoints; and the next run in this process does not take over the seed.
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["hparams.yaml", "metrics.csv", "summary.json"]
+    assert os.environ.get("PL_GLOBAL_SEED") == before
+
+
+def test_unknown_objective_is_said_at_the_end(job, caplog, recwarn):
+    train.train(job("callbacks=none", "logger=csv", "objective=test/ac"))
+    assert "objective: this run has no metric 'test/ac'; did you mean 'test/acc'?" in caplog.text
+
+
+def test_failure_in_the_constructor_is_recorded(job, tmp_path, recwarn):
+    with pytest.raises(ValueError, match="batch_size must be an integer"):
+        train.train(job("callbacks=none", "data.batch_size=-1"))
+    record = read_record(tmp_path / "run")
+    assert record.status == "failed"
+    assert record.error.startswith("ValueError: batch_size must be an integer of at least 1, got -1")
+
+
+def test_bad_config_leaves_nothing(job, tmp_path):
+    with pytest.raises(ConfigError, match="rho must be at least 0"):
+        train.train(job("callbacks=[sam]", "callbacks.sam.rho=-1"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(RunMode.MULTIRUN, True), (RunMode.RUN, False)])
+def test_ranks_within_a_sweep_s_own_process_are_refused(mode, refused, job):
+    job(mode=mode)
+    script = type("_SubprocessScriptLauncher", (), {})()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=script), world_size=2)
+    if refused:
+        with pytest.raises(ConfigError, match="would run the whole sweep again; use hydra/launcher=local"):
+            train._refuse_shared_process(trainer)
+    else:
+        train._refuse_shared_process(trainer)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_an_earlier_run_left_is_cleared(resumed, tmp_path):
+    for name in ("summary.json", "metrics.csv", "wandb_id.txt", "other.txt"):
+        (tmp_path / name).touch()
+    outcome.clear(tmp_path, resumed=resumed)
+    kept = {"other.txt"} | ({"metrics.csv", "wandb_id.txt"} if resumed else set())
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def interrupted():
+    try:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemExit(1)  # noqa: B904 - as Lightning does
+    except SystemExit as stop:
+        return stop
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("x"), "ValueError: x"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (SystemExit(3), "SystemExit: 3"),
+        (interrupted(), "KeyboardInterrupt"),
+    ],
+)
+def test_reason_names_what_really_happened(error, reason):
+    assert outcome._reason(error) == reason
+
+
+def test_table_shows_what_is_known_and_nothing_else(capsys):
+    table.show({"train/loss": 0.5, "hessian/lambda_max": 2.0, "loss/reduction": "mean"}, "/somewhere/[a]")
+    out = capsys.readouterr().out
+    assert "accuracy" not in out
+    assert "±" not in out
+    assert [cell.strip() for cell in out.splitlines()[3].strip("│").split("│")] == ["loss", "0.5", "-", "-"]
+    assert "2 (largest Hessian eigenvalue)" in out
+    assert out.endswith("results: /somewhere/[a]\n")
+
+
+def test_table_of_a_diverged_run(capsys):
+    table.show({"train/loss": float("nan"), "test/loss": float("inf")}, "d")
+    assert "nan" in capsys.readouterr().out
