@@ -39,9 +39,14 @@ def sweep(folder, *overrides, timeout):
 
 def value(rows, key, **wanted):
     """Return a number of the one run with these settings."""
-    found = [row for row in rows if all(row[name] == str(v) for name, v in wanted.items())]
+    found = [row for row in rows if all(same(row[name], v) for name, v in wanted.items())]
     assert len(found) == 1, (wanted, len(found))
     return float(found[0][key])
+
+
+def same(cell, wanted):
+    """Whether a cell of the table holds this word or number."""
+    return cell == wanted if isinstance(wanted, str) else float(cell) == wanted
 
 
 def check_shape(rows, **plain):
