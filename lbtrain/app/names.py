@@ -47,6 +47,8 @@ def job_name(overrides: Sequence[str]) -> str:
 def labels(job_overrides: Sequence[Sequence[str]]) -> list[str]:
     """Return what sets each job apart: its overrides less what all share, lists less their shared entries.
 
+    For example `optimizer=adam +sam`, where other jobs have the same callbacks without SAM.
+
     Args:
         job_overrides: The overrides of each job.
 
@@ -61,8 +63,9 @@ def labels(job_overrides: Sequence[Sequence[str]]) -> list[str]:
         parts = {key: value for key, value in job.items() if (key, value) not in shared}
         for key in own.keys() & parts.keys():
             common = set.intersection(*(other.get(key, set()) for other in lists))
-            parts[key] = "+".join(sorted(own[key] - common)) or "none more"
-        found.append(" ".join(f"{key}={value}" for key, value in parts.items()) or "run")
+            parts[key] = "+".join(["", *sorted(own[key] - common)])
+        named = (value if value.startswith("+") or not value else f"{key}={value}" for key, value in parts.items())
+        found.append(" ".join(filter(None, named)) or "run")
     return found
 
 

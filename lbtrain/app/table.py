@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-# Label -> key, the key of its error bar, and the unit.
+# Label -> key, the key of its standard error, and the unit.
 _ROWS = {
-    "lambda_max": ("hessian/lambda_max", "hessian/lambda_max_residual", " (largest Hessian eigenvalue)"),
+    "lambda_max": ("hessian/lambda_max", None, " (largest Hessian eigenvalue)"),
+    "its residual": ("hessian/lambda_max_residual", None, " (bound on its error)"),
     "stability": ("hessian/stability", None, " (1 = edge of stability)"),
     "sharpness, Keskar": ("sharpness/keskar", "sharpness/keskar_stderr", " % of 1 + loss"),
     "sharpness, SAM": ("sharpness/sam", "sharpness/sam_stderr", " loss"),

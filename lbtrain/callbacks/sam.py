@@ -118,6 +118,7 @@ class SAM(Callback):
         try:
             backup = self._backup(climbers)
             with traceless(trainer, pl_module, keep_gradients=True), shifted(climbers, steps, backup=backup):
+                steps.clear()  # so that the second pass's gradients take over their memory
                 self._second_pass(trainer, pl_module, window)
         finally:
             # Nobody steps or clears the gradients of parameters outside the optimizer: leave them as plain training

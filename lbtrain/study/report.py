@@ -1,6 +1,7 @@
 """The report of a sweep: one page for people, the same as text, the rows as CSV, the figures as PNG."""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -67,7 +68,7 @@ def write_report(sweep_dir: str | Path | Sequence[str | Path], out: str | Path |
     table = load_sweep(folders)
     folder = Path(folders[0] if out is None else out)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    title = f"Comparison of {' and '.join(Path(path).resolve().name for path in folders)}"
+    title = f"Comparison of {' and '.join(map(_folder_name, folders))}"
     content, drawn = page(table, title), pictures(table)
     report = Report(
         folder / "report.html",
@@ -182,3 +183,9 @@ def _plain(text: str) -> str:
     # One line, and no character that Markdown would take for a cell, a tag, a link or emphasis.
     text = " ".join(text.split())
     return "".join(f"\\{c}" if c in "|<>[]*`" else c for c in text)
+
+
+def _folder_name(path: str | Path) -> str:
+    """Return the name of a folder, with the day before it where the name is a time of day, as Hydra makes them."""
+    full = Path(path).resolve()
+    return "/".join(full.parts[-2:]) if re.fullmatch(r"\d\d-\d\d-\d\d(-\d+)?", full.name) else full.name

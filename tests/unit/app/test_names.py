@@ -21,7 +21,7 @@ def test_job_name_is_short_and_without_secrets(overrides, name):
 
 def test_labels_tell_what_differs():
     jobs = [["a=1", "b=2", "c=[x,y]"], ["a=1", "b=3", "c=[x,y,z]"]]
-    assert labels(jobs) == ["b=2 c=none more", "b=3 c=z"]
+    assert labels(jobs) == ["b=2", "b=3 +z"]
 
 
 def test_label_of_a_single_job_and_of_equal_jobs():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lbtrain.records import write_record
 from lbtrain.study.report import Report, write_report
 from tests.unit.study.known_sweep import NASTY, known_records, make_record
 
@@ -125,3 +126,10 @@ def test_the_order_of_the_runs_changes_only_their_names(write_sweep) -> None:
     assert first.page.findings == second.page.findings
     rows = [pd.read_csv(report.csv).drop(columns="run") for report in (first, second)]
     pd.testing.assert_frame_equal(*rows)
+
+
+def test_the_title_names_the_day_of_a_sweep(tmp_path):
+    dated = tmp_path / "2026-01-31" / "12-00-00"
+    for number, record in enumerate(known_records()[:2]):
+        write_record(dated / str(number), record)
+    assert "Comparison of 2026-01-31/12-00-00" in write_report(dated).html.read_text()
