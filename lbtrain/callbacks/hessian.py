@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer
-from lbtrain.callbacks._measure import check_measurable, check_measure_arguments, mean_training_loss, refuse_sharded
-from lbtrain.callbacks._objective import refuse_manual_optimization
-from lbtrain.callbacks._trainer import count_measuring, publish
+from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer
+from lbtrain.callbacks._end_measurement import EndMeasurement
+from lbtrain.callbacks._measure import check_measure_arguments, mean_training_loss
 from lbtrain.functional.hvp import MeanLoss
 from lbtrain.functional.lanczos import lanczos_spectrum
 from lbtrain.functional.results import Spectrum, Stability
@@ -47,7 +46,7 @@ class HessianResult:
         }
 
 
-class HessianSpectrum(Callback):
+class HessianSpectrum(EndMeasurement):
     """Measure the largest eigenvalues of the training loss's Hessian, and the smallest, when training ends.
 
     On the training data in eval mode, in order, without augmentation where the data module offers
@@ -99,32 +98,19 @@ class HessianSpectrum(Callback):
         self.seed = seed
         self.result: HessianResult | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what has no training loss or no whole parameters."""
-        if stage == "fit":
-            refuse_manual_optimization(pl_module, "HessianSpectrum")
-            refuse_sharded(trainer, "HessianSpectrum")
-            self.result = None
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what could not be measured when training ends.
 
         Raises:
             MisconfigurationException: If the model has fewer trainable parameters than eigenvalues are asked for.
         """
-        check_measurable(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
         count = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         if count < self.top_k:
             raise MisconfigurationException(
                 f"top_k={self.top_k} eigenvalues of a Hessian with {count} rows, one per trainable parameter: "
                 f"ask for at most {count}"
             )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on every rank, then publish."""
-        self.result = self.measure(trainer, pl_module)
-        publish(trainer, self.result.metrics())
-        count_measuring(trainer, self.result.seconds)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> HessianResult:
         """Return the spectrum at the current weights; every rank takes part.

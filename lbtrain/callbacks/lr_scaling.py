@@ -138,6 +138,8 @@ class LearningRateScaling(Callback):
         if self._reduction == "sum":
             k = batch.data_parallel * batch.accumulate
             law += f"; the loss is a sum over the batch, so k = data-parallel x accumulate = {k}"
+        elif self._reduction != "mean":
+            law += f"; loss reduction {self._reduction}, taken as a mean over the batch"
         rank_zero_info(f"global batch {batch}, lr {scaled / factor:.6g} -> {scaled:.6g} ({law})")
 
     def _start_warmup(self, trainer: Trainer) -> None:

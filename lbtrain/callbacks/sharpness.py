@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lbtrain._lightning import Callback, LightningModule, Trainer
-from lbtrain.callbacks._measure import check_measurable, check_measure_arguments, mean_training_loss, refuse_sharded
-from lbtrain.callbacks._objective import refuse_manual_optimization
-from lbtrain.callbacks._trainer import count_measuring, publish
+from lbtrain._lightning import LightningModule, Trainer
+from lbtrain.callbacks._end_measurement import EndMeasurement
+from lbtrain.callbacks._measure import check_measure_arguments, mean_training_loss
 from lbtrain.functional.results import SharpnessValue
 from lbtrain.functional.sharpness import keskar_sharpness, sam_sharpness
 
@@ -38,7 +37,7 @@ class SharpnessResult:
         }
 
 
-class Sharpness(Callback):
+class Sharpness(EndMeasurement):
     """Measure how far the training loss can rise near the final weights.
 
     Keskar's epsilon-sharpness searches the box `|y_i| <= eps * (|w_i| + 1)` from a random start inside it; SAM's
@@ -83,23 +82,6 @@ class Sharpness(Callback):
         self.batch_size = batch_size
         self.seed = seed
         self.result: SharpnessResult | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what has no training loss or no whole parameters."""
-        if stage == "fit":
-            refuse_manual_optimization(pl_module, "Sharpness")
-            refuse_sharded(trainer, "Sharpness")
-            self.result = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse data that could not be measured on when training ends."""
-        check_measurable(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure on every rank, then publish."""
-        self.result = self.measure(trainer, pl_module)
-        publish(trainer, self.result.metrics())
-        count_measuring(trainer, self.result.seconds)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> SharpnessResult:
         """Return the sharpness at the current weights; every rank takes part.

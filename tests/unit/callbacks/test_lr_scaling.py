@@ -117,6 +117,13 @@ def test_a_sum_is_not_multiplied_by_the_batch_whatever_the_order(check_first, ca
     )
 
 
+def test_a_reduction_of_neither_kind_is_told(caplog):
+    caplog.set_level("INFO")
+    trainer = fit(Plain(lr=0.1), digits_like(4, 1), [LearningRateScaling(1), LossReductionCheck()])
+    assert trainer.callback_metrics["lr/scaled"] == pytest.approx(0.1)
+    assert line_of(caplog).endswith("(linear, base 1; loss reduction unknown, taken as a mean over the batch)")
+
+
 def test_warmup_grows_per_step_from_the_unscaled_rate_on_top_of_a_schedule():
     rates = Rates()
     module = Plain(lr=0.1, optimizer=None)
