@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from lbtrain.callbacks.random_state import RandomState
     from lbtrain.callbacks.sam import SAM
     from lbtrain.callbacks.sharpness import Sharpness
+    from lbtrain.callbacks.step_time import StepTime
 
 __version__ = "0.1.0"
-__all__ = ["LearningRateScaling", "LossReductionCheck", "SAM", "HessianSpectrum", "Sharpness", "RandomState"]
+__all__ = [
+    "LearningRateScaling",
+    "LossReductionCheck",
+    "SAM",
+    "HessianSpectrum",
+    "Sharpness",
+    "RandomState",
+    "StepTime",
+]
 
 # Names are looked up when first used: `train.py --help` must answer without importing torch.
 _FILES = {
@@ -27,6 +36,7 @@ _FILES = {
     "HessianSpectrum": "hessian",
     "Sharpness": "sharpness",
     "RandomState": "random_state",
+    "StepTime": "step_time",
 }
 
 

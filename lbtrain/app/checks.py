@@ -8,7 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from lbtrain.app.names import given_overrides
+from lbtrain.app.own import unused_groups
 from lbtrain.app.signatures import HYDRA_KEYS, Arguments, arguments, locate, nearest, newer, suggestion
+from lbtrain.app.values import wrong_type
 
 # Top level of lbtrain's own config. In a config without all of `_LAYOUT`, another app decides on its keys.
 KEYS = frozenset({
@@ -54,6 +57,7 @@ def problems(cfg: DictConfig) -> list[Problem]:
     for group in ("callbacks", "logger"):
         found += _group_problems(group, raw.get(group))
     found += _walk(cfg, raw, "", expect_all=True, own=own)
+    found += _without_effect(cfg) if own else []
     return found
 
 
@@ -65,6 +69,15 @@ def _unknown_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
             continue
         own_key = f"a key of your own is welcome once some value refers to it as ${{{key}}}"
         yield Problem(str(key), f"unknown key{suggestion(str(key), KEYS)} ({own_key})")
+
+
+def _without_effect(cfg: DictConfig) -> Iterator[Problem]:
+    """Yield the groups that were set on the command line although nothing takes them."""
+    for group in unused_groups(cfg):
+        given = [o for o in given_overrides() if re.match(rf"\+*{group}[.=]", o)]
+        if given:
+            fix = f"give it to the model, as model.{group}=${{{group}}}, or leave it out"
+            yield Problem(group, f"{given[0]} has no effect, since nothing in the config takes ${{{group}}}; {fix}")
 
 
 def _group_problems(group: str, node: Any) -> Iterator[Problem]:
@@ -141,6 +154,7 @@ def _target_problems(node: DictConfig, raw: Any, path: str, *, expect_all: bool,
     if takes is None:
         return
     yield from _unknown_arguments(node, target, takes, path)
+    yield from _wrong_values(node, target, takes, path)
     if expect_all and "_args_" not in node and raw.get("_partial_", False) is False:
         given_later = frozenset() if own else _GIVEN_BY_CODE
         for missing in takes.required:
@@ -162,6 +176,20 @@ def _unknown_arguments(node: DictConfig, target: Callable[..., Any], takes: Argu
         elif node[key] != later.default:
             fix = f"upgrade, or set it to its default, {later.default!r}"
             yield Problem(f"{path}.{key}", f"{_short(target)} takes {str(key)!r} from {later.since} on; {fix}")
+
+
+def _wrong_values(node: DictConfig, target: Callable[..., Any], takes: Arguments, path: str) -> Iterator[Problem]:
+    for key in takes.names:
+        if key not in node or OmegaConf.is_missing(node, key):
+            continue
+        try:
+            value = node[key]
+        except OmegaConfBaseException:
+            continue  # listed as an interpolation
+        if value is None or isinstance(value, bool | int | float | str):
+            wrong = wrong_type(target, key, value)
+            if wrong is not None:
+                yield Problem(f"{path}.{key}", wrong)
 
 
 def _short(target: Callable[..., Any]) -> str:

@@ -21,6 +21,7 @@ from hydra_plugins.lbtrain_launcher import LocalLauncher
 from lbtrain.app import launcher
 from lbtrain.app.config import redacted
 from lbtrain.app.instantiate import nearest
+from lbtrain.app.own import import_own_modules
 
 # What a shell reports of a program that Ctrl-C has ended.
 _INTERRUPTED = 130
@@ -40,6 +41,7 @@ def run(cfg: DictConfig) -> float | None:
         SystemExit: If the run fails; it holds the message.
         KeyboardInterrupt: If Ctrl-C has ended the run.
     """
+    import_own_modules(cfg)
     # torch is imported here, so `--help` and `--cfg job` answer without it.
     from lbtrain.app.train import train
 
@@ -63,6 +65,9 @@ def main() -> None:
     """
     # Hydra finds plugins of a wheel by itself, but not those of an editable install.
     Plugins.instance().register(LocalLauncher)
+    # The console script looks beside itself for modules, not where the user is.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     with _hints():
         try:
             run()

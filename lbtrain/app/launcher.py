@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lbtrain.app.config import flat
 from lbtrain.app.jobs import Job, run_jobs
 from lbtrain.app.names import QUIET, labels
+from lbtrain.app.own import own_modules
 from lbtrain.app.precheck import check
 from lbtrain.records import read_record
 
@@ -63,8 +64,10 @@ def launch(
         os.environ.pop(name, None)
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        # The server imports this once; every job is forked from it, before torch has started any thread.
-        context.set_forkserver_preload(["lbtrain.app.train"])  # type: ignore[attr-defined]
+        # The server imports this once; every job is forked from it, before torch has started any thread. The user's own
+        # modules come first: lbtrain's door to Lightning follows the package that they import.
+        own = dict.fromkeys(name for job_config in configs for name in own_modules(job_config))
+        context.set_forkserver_preload([*own, "lbtrain.app.train"])  # type: ignore[attr-defined]
     sweep = _claim(config)
     named = enumerate(zip(configs, job_overrides, labels(job_overrides), strict=True), start=first_number)
     jobs = [_job(config, own, overrides, sweep, number, label) for number, (own, overrides, label) in named]

@@ -12,6 +12,7 @@ from lbtrain._lightning import rank_zero_only
 from lbtrain.app.config import flat, git_commit, redacted, versions, without_secrets
 from lbtrain.app.loggers import ID_NAME, METRICS_NAME, close_wandb
 from lbtrain.app.names import given_overrides, job_name
+from lbtrain.app.own import unused_groups
 from lbtrain.records import SUMMARY_NAME, RunRecord, write_record
 
 
@@ -51,7 +52,7 @@ def leave(
             status="finished" if error is None else "failed",
             error=None if error is None else redacted(_reason(error), cfg),
             overrides=without_secrets(given),
-            config=flat(cfg),
+            config=_effective(cfg),
             metrics=metrics,
             versions=versions(),
             git_commit=commit,
@@ -59,6 +60,12 @@ def leave(
             duration_s=time.time() - start,
         )
         write_record(directory, record)
+
+
+def _effective(cfg: DictConfig) -> dict[str, Any]:
+    """Return the flat config without the groups that have no effect on this run."""
+    unused = unused_groups(cfg)
+    return {key: value for key, value in flat(cfg).items() if key.partition(".")[0] not in unused}
 
 
 def _reason(error: BaseException) -> str:
@@ -71,7 +78,7 @@ def _reason(error: BaseException) -> str:
 def _headline(cfg: DictConfig, metrics: Mapping[str, Any], commit: str | None) -> dict[str, Any]:
     """Return the flat block by which runs are sorted and grouped in wandb, beside the whole config."""
     scaling, sam = cfg.callbacks.get("lr_scaling") or {}, cfg.callbacks.get("sam") or {}
-    lr = cfg.optimizer.get("lr") if cfg.get("optimizer") else None
+    lr = cfg.optimizer.get("lr") if cfg.get("optimizer") and "optimizer" not in unused_groups(cfg) else None
     block = {
         "global_batch": metrics.get("batch/global"),
         "per_device_batch": metrics.get("batch/per_device", cfg.data.get("batch_size")),
@@ -85,4 +92,4 @@ def _headline(cfg: DictConfig, metrics: Mapping[str, Any], commit: str | None) -
         "seed": cfg.seed,
         "git_sha": commit,
     }
-    return {**flat(cfg), **block}
+    return {**_effective(cfg), **block}

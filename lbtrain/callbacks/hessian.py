@@ -1,11 +1,12 @@
 """Hessian eigenvalues at the end of training."""
 
+import math
 import time
 from dataclasses import dataclass
 
 import torch
 
-from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer
+from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lbtrain.callbacks._end_measurement import EndMeasurement
 from lbtrain.callbacks._measure import check_measure_arguments, mean_training_loss
 from lbtrain.functional.hvp import MeanLoss
@@ -126,6 +127,8 @@ class HessianSpectrum(EndMeasurement):
         options = {"num_samples": self.num_samples, "batch_size": self.batch_size, "seed": self.seed}
         with mean_training_loss(trainer, pl_module, graph_memory_mb=self.graph_memory_mb, **options) as loss:
             spectrum, edge = self._solve(trainer, loss)
+        if math.isnan(edge.value) and math.isfinite(spectrum.lambda_max):
+            rank_zero_info(f"hessian/stability is not known: {edge.law}")
         return HessianResult(spectrum, edge, time.perf_counter() - start)
 
     def _solve(self, trainer: Trainer, loss: MeanLoss) -> tuple[Spectrum, Stability]:

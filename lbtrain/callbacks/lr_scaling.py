@@ -130,7 +130,8 @@ class LearningRateScaling(Callback):
         self._announced = True
         factor = self._factor or 1.0
         group = trainer.optimizers[0].param_groups[0]
-        scaled = float(group.get("initial_lr", group["lr"]))
+        # OneCycleLR and CyclicLR keep the rate that was tuned as `max_lr`; the others start from `initial_lr`.
+        scaled = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
         numbers = {"lr/base": scaled / factor, "lr/scaled": scaled, "lr/factor": factor, "batch/global": batch.size}
         parts = {"per_device": batch.per_device, "accumulate": batch.accumulate, "data_parallel": batch.data_parallel}
         publish(trainer, {**numbers, **{f"batch/{name}": value for name, value in parts.items()}})
