@@ -95,7 +95,7 @@ def _tensors_kept(tensors: Sequence[tuple[Tensor, str]]) -> Iterator[None]:
         for t, name, version in large:
             if t._version != version:
                 raise RuntimeError(
-                    f"training_step changed the tensor attribute {name} in place; lbtrain evaluates training_step more "
-                    f"than once and puts back what it changed, but copies plain tensors only up to {_COPY_LIMIT} "
-                    f"elements and this one has {t.numel()}: register it with register_buffer"
+                    f"training_step changed the tensor attribute {name} in place; lbtrain evaluates training_step "
+                    "more than once and puts back what it changed, but copies plain tensors only up to "
+                    f"{_COPY_LIMIT} elements and this one has {t.numel()}: register it with register_buffer"
                 )

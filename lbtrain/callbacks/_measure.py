@@ -81,8 +81,8 @@ def refuse_sharded(trainer: Trainer, what: str) -> None:
     name = type(trainer.strategy).__name__
     if name in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
         raise MisconfigurationException(
-            f"{what} differentiates the gradient again, which the sharded parameters of {name} do not allow: measure a "
-            "checkpoint of this run with strategy='ddp' or on a single device"
+            f"{what} differentiates the gradient again, which the sharded parameters of {name} do not allow: "
+            "measure a checkpoint of this run with strategy='ddp' or on a single device"
         )
 
 
@@ -100,9 +100,9 @@ def check_measurable(trainer: Trainer, pl_module: LightningModule) -> None:
     ordered = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
     if not ordered and _chooser(trainer, pl_module) is None:
         raise MisconfigurationException(
-            f"the training data ({type(loader).__name__}) cannot be read in a fixed order, which measuring needs when "
-            "training ends: define measure_dataloader() on the data module or the module, returning the batches to "
-            "measure on"
+            f"the training data ({type(loader).__name__}) cannot be read in a fixed order, which measuring needs "
+            "when training ends: define measure_dataloader() on the data module or the module, returning the "
+            "batches to measure on"
         )
 
 
@@ -157,8 +157,7 @@ def _size(batch: Any) -> int:
     if size is None:
         raise MisconfigurationException(
             "the tensors of a batch to measure on disagree in their first dimension, so its samples cannot be "
-            "counted: define "
-            "measure_dataloader() with batches whose tensors all have the samples in front"
+            "counted: define measure_dataloader() with batches whose tensors all have the samples in front"
         )
     return size
 

@@ -60,9 +60,9 @@ class TrainingLoss:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise MisconfigurationException(
-                f"training_step must return the loss, or a dict with it under 'loss', got {type(output).__name__} for "
-                "batch "
-                f"{batch_idx}: without a loss for every batch the training loss is not a function of the weights"
+                f"training_step must return the loss, or a dict with it under 'loss', got {type(output).__name__} "
+                f"for batch {batch_idx}: without a loss for every batch the training loss is not a function of the "
+                "weights"
             )
         return loss
 

@@ -109,8 +109,8 @@ class HessianSpectrum(EndMeasurement):
         count = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         if count < self.top_k:
             raise MisconfigurationException(
-                f"top_k={self.top_k} eigenvalues of a Hessian with {count} rows, one per trainable parameter: "
-                f"ask for at most {count}"
+                f"top_k={self.top_k} eigenvalues of a Hessian with {count} rows, one per trainable parameter: ask "
+                f"for at most {count}"
             )
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> HessianResult:

@@ -13,11 +13,10 @@ from lbtrain.callbacks._trainer import publish
 from lbtrain.functional.reduction import Reduction, find_reduction
 
 _ADVICE = (
-    "the training loss is a sum over the batch (reduction='sum'): it grows with the batch size, and rules that scale "
-    "the learning rate "
-    "with the batch assume a mean. Use reduction='mean' in training_step, or LossReductionCheck(on_sum='ignore') if "
-    "the sum is meant; "
-    "LearningRateScaling then scales with the devices and the accumulation only"
+    "the training loss is a sum over the batch (reduction='sum'): it grows with the batch size, and rules that "
+    "scale the learning rate with the batch assume a mean. Use reduction='mean' in training_step, or "
+    "LossReductionCheck(on_sum='ignore') if the sum is meant; LearningRateScaling then scales with the devices and "
+    "the accumulation only"
 )
 _ON_SUM = ("warn", "error", "ignore")
 

@@ -118,8 +118,8 @@ class LearningRateScaling(Callback):
         if self._resumed and before != target:
             rank_zero_warn(
                 f"resumed with global batch {batch} ({self.rule}, base {self.base_batch_size}), where the "
-                "checkpoint's rates contain the factor "
-                f"{before:g}: they are multiplied by {target / before:g}, so that the factor is {target:g}"
+                f"checkpoint's rates contain the factor {before:g}: they are multiplied by {target / before:g}, so "
+                f"that the factor is {target:g}"
             )
         self._resumed = False
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
@@ -149,9 +149,8 @@ class LearningRateScaling(Callback):
             return
         if not math.isfinite(trainer.num_training_batches):
             raise MisconfigurationException(
-                f"warmup_epochs={self.warmup_epochs:g} needs a training loader with a length, and this one has none: "
-                "set warmup_epochs=0 and warm "
-                "up with a scheduler, or give the data set a length"
+                f"warmup_epochs={self.warmup_epochs:g} needs a training loader with a length, and this one has "
+                "none: set warmup_epochs=0 and warm up with a scheduler, or give the data set a length"
             )
         steps = self.warmup_epochs * math.ceil(
             trainer.num_training_batches / global_batch(trainer, self.batch_size).accumulate
@@ -213,8 +212,7 @@ def _refuse_others(trainer: Trainer) -> None:
     if any(isinstance(c, LearningRateFinder) for c in trainer.callbacks):
         raise MisconfigurationException(
             "LearningRateFinder finds a rate for the batch in use, so scaling it again would count the batch "
-            "twice: "
-            "use either LearningRateFinder or LearningRateScaling"
+            "twice: use either LearningRateFinder or LearningRateScaling"
         )
     if sum(isinstance(c, LearningRateScaling) for c in trainer.callbacks) > 1:
         raise MisconfigurationException("two LearningRateScaling callbacks would scale the rate twice: keep one")

@@ -165,8 +165,8 @@ def _refuse_strategy(trainer: Trainer) -> None:
     name = type(trainer.strategy).__name__
     if name in _REFUSED:
         raise MisconfigurationException(
-            f"SAM needs the whole gradient on every rank, which {name} does not give: use strategy='ddp' or a single "
-            "device"
+            f"SAM needs the whole gradient on every rank, which {name} does not give: use strategy='ddp' or a "
+            "single device"
         )
     if getattr(trainer.strategy, "_ddp_kwargs", {}).get("static_graph"):
         raise MisconfigurationException(
@@ -179,6 +179,5 @@ def _refuse_optimizer(trainer: Trainer) -> None:
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise MisconfigurationException(
             "SAM replaces the gradient of one closure call, but LBFGS calls its closure many times per step: use a "
-            "first-order "
-            "optimizer such as SGD or Adam, or drop SAM"
+            "first-order optimizer such as SGD or Adam, or drop SAM"
         )

@@ -28,6 +28,9 @@ def stability(table: pd.DataFrame) -> str:
         return ""
     value, nearest = max(found, key=lambda pair: pair[0])
     beyond = sum(mean > 1 for mean, _ in found)
+    if len(found) == 1:
+        where = "beyond" if beyond else "within"
+        return f"The one setting ends {where} the edge of stability: {digits(value)}, where 1 is the edge."
     return (
         f"{beyond or 'None'} of {count(len(found), 'setting')} {'ends' if beyond <= 1 else 'end'} beyond the edge of "
         f"stability (1); the highest value is {digits(value)}, with {label(nearest, everything)}."

@@ -78,7 +78,7 @@ def lost_runs(table: pd.DataFrame) -> tuple[tuple[str, str, str], ...]:
     for row in rows(table):
         if row["outcome"] != "ok":
             reason = (
-                "diverged: training or test loss"
+                "diverged, or learned nothing: training and test loss"
                 if row["outcome"] == "diverged"
                 else f"{row['status']}: {row['error']}"
             )

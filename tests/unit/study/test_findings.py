@@ -116,3 +116,11 @@ def test_the_order_of_the_runs_changes_nothing(
     name = str(Path(tmp_path_factory.mktemp("sweep")) / "sweep")
     shuffled = load_sweep(write_sweep([records[i] for i in order], name))
     assert by_topic(shuffled) == by_topic(load_sweep(write_sweep(records, name + "0")))
+
+
+@pytest.mark.parametrize(("spread", "where"), [(1.0, "within"), (100.0, "beyond")])
+def test_one_setting_is_told_by_itself(write_sweep, spread, where):
+    said = findings(load_sweep(write_sweep([make_record("Adam", "none", 64, sam=False, spread=spread)])))
+    # lambda_max 2.0 over 20
+    value = {"within": "0.100", "beyond": "10.0"}[where]
+    assert f"The one setting ends {where} the edge of stability: {value}, where 1 is the edge." in said
