@@ -63,8 +63,8 @@ class HessianSpectrum(EndMeasurement):
         batch_size: Samples per evaluation and device; None as in training. Larger is faster while it fits into memory.
         max_matvecs: Hessian-vector products to spend at the most; when they do not suffice, the result says not
             converged.
-        graph_memory_mb: Memory for gradient graphs that are kept between products, in MiB; a kept one saves a third of
-            the product.
+        graph_memory_mb: Memory for gradient graphs that are kept between products, in MiB; the others are built again
+            for each product.
         seed: Of the start vector and of the draw of samples.
 
     Raises:

@@ -78,9 +78,8 @@ def shifted(
 ) -> Iterator[None]:
     """Move the parameters by the steps while the context is open, then put the very same bits back.
 
-    The values return from copies: adding and subtracting again would change about one entry in 250 in float32. They
-    return in place, so views, flat buffers and graphs that alias the storage stay valid, and they return whatever
-    happens inside.
+    The values return from copies, since `w + e - e` rounds. They return in place, so views, flat buffers and graphs
+    that alias the storage stay valid, and they return whatever happens inside.
 
     Args:
         params: Tensors to move, in place.

@@ -1,37 +1,21 @@
 """The shape of the study on real data: cut down in the quick suite, whole in the slow one."""
 
 import csv
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.cli.commands import ROOT, run
+
 MEASURED = "[lr_scaling,loss_reduction,hessian,sharpness]"
 
 
 def sweep(folder, *overrides, timeout):
     """Run a part of the study and return its rows and what it printed."""
-    command = [sys.executable, "train.py", "-m", "experiment=surlemont2022", f"hydra.sweep.dir={folder}", *overrides]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = process.communicate(timeout=timeout)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=30)
-        raise
-    assert process.returncode == 0, said[-3000:]
+    words = ["-m", "experiment=surlemont2022", f"hydra.sweep.dir={folder}", *overrides]
+    # The launcher shares the cores out among its jobs.
+    done = run(words, ROOT, timeout=timeout, OMP_NUM_THREADS=None, COLUMNS="120")
+    said = done.out + done.err
+    assert done.code == 0, said[-3000:]
     with open(folder / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return rows, said

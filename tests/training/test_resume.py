@@ -1,15 +1,12 @@
 """A run that is killed and resumed equals the run that was left alone, bit for bit."""
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.cli.commands import ROOT, run
+
 COMMON = [
     "callbacks=[lr_scaling,loss_reduction,sam,checkpoint]",
     "callbacks.lr_scaling.warmup_epochs=2.5",
@@ -21,22 +18,8 @@ COMMON = [
 
 
 def start(folder, *overrides):
-    command = [sys.executable, "train.py", *COMMON, f"hydra.run.dir={folder}", *overrides]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = process.communicate(timeout=150)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, said
+    done = run([*COMMON, f"hydra.run.dir={folder}", *overrides], ROOT, timeout=150)
+    return done.code, done.out + done.err
 
 
 @pytest.mark.distributed

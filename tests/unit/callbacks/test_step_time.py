@@ -15,17 +15,26 @@ class Sleepy(Plain):
         return super().training_step(batch, batch_idx)
 
 
+class Before(Callback):
+    """Its clock starts before StepTime's."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.start = time.perf_counter()
+
+
 class Measuring(Callback):
+    """Its clock stops after StepTime's; what follows is no part of the fit."""
+
     def on_train_end(self, trainer, pl_module):
-        time.sleep(0.5)
+        self.end = time.perf_counter()
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_steps_are_timed_and_measurements_are_not(accumulate):
-    trainer = fit(Sleepy(), digits_like(), [StepTime(), Measuring()], accumulate_grad_batches=accumulate)
+    before, measuring = Before(), Measuring()
+    trainer = fit(Sleepy(), digits_like(), [before, StepTime(), measuring], accumulate_grad_batches=accumulate)
     fit_s, step_ms = (trainer.callback_metrics[f"time/{key}"].item() for key in ("fit_s", "step_ms"))
-    assert fit_s >= 6 * 0.02
+    # No bound depends on how busy the machine is: each clock lies within the next.
+    assert 6 * 0.02 <= step_ms / 1000 * trainer.global_step <= fit_s <= measuring.end - before.start
     assert step_ms >= 20 * accumulate
-    # The steps lie within the fit; a clock that ran on into the measurement would break the second bound.
-    assert step_ms / 1000 * trainer.global_step <= fit_s
-    assert fit_s < trainer.callback_metrics["time/step_ms"].item() / 1000 * trainer.global_step + 0.45
