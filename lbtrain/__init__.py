@@ -9,19 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lbtrain.callbacks.friendly_sam import FriendlySAM
+    from lbtrain.callbacks.gsam import GSAM
     from lbtrain.callbacks.hessian import HessianSpectrum
+    from lbtrain.callbacks.looksam import LookSAM
     from lbtrain.callbacks.loss_reduction import LossReductionCheck
     from lbtrain.callbacks.lr_scaling import LearningRateScaling
+    from lbtrain.callbacks.momentum_sam import MomentumSAM
     from lbtrain.callbacks.random_state import RandomState
     from lbtrain.callbacks.sam import SAM
     from lbtrain.callbacks.sharpness import Sharpness
     from lbtrain.callbacks.step_time import StepTime
+    from lbtrain.callbacks.wsam import WSAM
 
 __version__ = "0.1.0"
 __all__ = [
     "LearningRateScaling",
     "LossReductionCheck",
     "SAM",
+    "GSAM",
+    "LookSAM",
+    "FriendlySAM",
+    "WSAM",
+    "MomentumSAM",
     "HessianSpectrum",
     "Sharpness",
     "RandomState",
@@ -33,6 +43,11 @@ _FILES = {
     "LearningRateScaling": "lr_scaling",
     "LossReductionCheck": "loss_reduction",
     "SAM": "sam",
+    "GSAM": "gsam",
+    "LookSAM": "looksam",
+    "FriendlySAM": "friendly_sam",
+    "WSAM": "wsam",
+    "MomentumSAM": "momentum_sam",
     "HessianSpectrum": "hessian",
     "Sharpness": "sharpness",
     "RandomState": "random_state",

@@ -1,5 +1,6 @@
 """Facts read off a Trainer, and the one way in which a callback's numbers leave."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +47,7 @@ def global_batch(trainer: Trainer, per_device: int | None = None) -> GlobalBatch
         Per-device batch x data-parallel size x accumulation; a batch size that cannot be read off the loaders is an
         error.
     """
-    # Not the world size: with tensor parallelism several devices share the same data.
-    data_parallel = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
-    return GlobalBatch(per_device or _loader_batch_size(trainer), data_parallel, accumulation(trainer))
+    return GlobalBatch(per_device or _loader_batch_size(trainer), data_parallel(trainer), accumulation(trainer))
 
 
 def accumulation(trainer: Trainer) -> int:
@@ -77,6 +76,44 @@ def is_optimizer_step(trainer: Trainer) -> bool:
         Whether the optimizer steps with this batch.
     """
     return not trainer.fit_loop._should_accumulate()
+
+
+def steps_to_log(trainer: Trainer) -> float:
+    """Return after how many optimizer steps comes one that the Trainer logs.
+
+    Args:
+        trainer: The Trainer, in a training batch.
+
+    Returns:
+        0 for the step that the current batch belongs to; infinity if `log_every_n_steps` is 0.
+    """
+    every = trainer.log_every_n_steps
+    return -(trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every if every > 0 else math.inf
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """Return what a gradient scaler multiplies losses and gradients by at the moment.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The factor; 1 without a scaler. Reading it waits for the device, as each step with a scaler does.
+    """
+    scaler = getattr(trainer.strategy.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def data_parallel(trainer: Trainer) -> int:
+    """Return the number of devices that see different data.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The count; less than the world size with tensor parallelism, where several devices share the same data.
+    """
+    return int((trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1))
 
 
 def _loader_batch_size(trainer: Trainer) -> int:

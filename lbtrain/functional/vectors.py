@@ -85,3 +85,23 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         return torch.zeros(())
     parts = [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(left, right, strict=True)]
     return torch.stack([p.to(parts[0]) for p in parts]).sum()
+
+
+def multiplied(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
+    """Multiply all tensors in place by one number that lies on a device, without waiting for it.
+
+    Args:
+        tensors: Any shapes, changed in place; may lie on several devices.
+        factor: 0-dim tensor.
+
+    Returns:
+        The same tensors.
+    """
+    if not tensors:
+        return tensors
+    if len({t.device for t in tensors}) == 1:
+        torch._foreach_mul_(tensors, factor.to(tensors[0].device))
+    else:
+        for t in tensors:
+            t.mul_(factor.to(t.device))
+    return tensors

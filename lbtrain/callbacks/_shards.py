@@ -1,0 +1,142 @@
+"""Parameters that strategies cut into shards: the part held here, and norms over all parts."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lbtrain._lightning import Trainer, strategies
+from lbtrain.functional.ascent import shifted
+from lbtrain.functional.space import WHOLE, ShardedSpace, Space
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Return whether each process holds only parts of the parameters and of their gradients.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        True for FSDP and for ModelParallelStrategy (FSDP2, tensor parallelism).
+    """
+    return isinstance(trainer.strategy, strategies.FSDPStrategy | strategies.ModelParallelStrategy)
+
+
+def part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: writing into it writes into the tensor.
+
+    Args:
+        tensor: A DTensor, or a plain tensor, which is returned as it is.
+
+    Returns:
+        The local part.
+    """
+    return tensor.to_local().detach() if _is_dtensor(tensor) else tensor
+
+
+def gradient(param: Tensor) -> Tensor | None:
+    """Return the gradient of a parameter in the parameter's own layout.
+
+    Args:
+        param: A parameter; a partial gradient of tensor parallelism is summed up, which all its processes must call
+            for.
+
+    Returns:
+        The gradient, or None.
+    """
+    grad: Any = param.grad
+    if grad is not None and _is_dtensor(grad) and grad.placements != param.placements:  # type: ignore[attr-defined]
+        grad = grad.redistribute(placements=param.placements)  # type: ignore[attr-defined]
+    return grad
+
+
+def space_of(trainer: Trainer, params: Sequence[Tensor]) -> Space:
+    """Return the space in which parts of these parameters are measured.
+
+    Args:
+        trainer: The Trainer, with its strategy set up.
+        params: The parameters, in the order of the parts that will be measured.
+
+    Returns:
+        The plain space, or for sharded parameters one that sums over the processes that hold the parts.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, strategies.ModelParallelStrategy):
+        copies = [_copies(p, trainer.world_size) for p in params]
+        return ShardedSpace(copies, _summed_over(None), strategy.root_device)
+    if isinstance(strategy, strategies.FSDPStrategy):
+        group: Any = getattr(strategy.model, "process_group", None)  # of one replica, where replicas are sharded
+        if getattr(getattr(strategy.model, "sharding_strategy", None), "name", "") != "NO_SHARD":
+            return ShardedSpace([1] * len(params), _summed_over(group), strategy.root_device)
+    return WHOLE
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, on every process.
+
+    Args:
+        value: Anything that pickles.
+
+    Returns:
+        The values in the order of the ranks.
+    """
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def elsewhere(
+    trainer: Trainer, weights: Sequence[Tensor], steps: Sequence[Tensor], backup: Sequence[Tensor]
+) -> Iterator[None]:
+    """Move the parts of the parameters held here while the context is open, then put the same bits back.
+
+    Args:
+        trainer: The Trainer.
+        weights: Parts of the parameters.
+        steps: One step per part.
+        backup: Memory for copies of the parts.
+
+    Yields:
+        Nothing; the model stands at w + e.
+    """
+    module = trainer.lightning_module
+    try:
+        with shifted(weights, steps, backup=backup):
+            _reshard(module)
+            yield
+    finally:
+        _reshard(module)
+
+
+def _reshard(module: nn.Module) -> None:
+    """Drop gathered copies of FSDP2's parameters, which would hide a change of the shards."""
+    if "torch.distributed.fsdp" in sys.modules:
+        for m in module.modules():
+            if hasattr(m, "set_reshard_after_backward"):  # what FSDP2 adds to a module
+                m.reshard()  # type: ignore[operator]
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    # By what it can do: importing its class costs as much as the rest of lbtrain, and releases of torch keep it
+    # elsewhere.
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def _copies(param: Tensor, world_size: int) -> int:
+    if not _is_dtensor(param):
+        return world_size
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    return world_size // prod(mesh.size(i) for i, placed in enumerate(placements) if placed.is_shard())
+
+
+def _summed_over(group: Any) -> Any:
+    def all_reduce(value: Tensor) -> Tensor:
+        torch.distributed.all_reduce(value, group=group)
+        return value
+
+    return all_reduce
