@@ -36,6 +36,8 @@ class SecondPass:
     def __init__(self, sam: SAM, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sam, self._trainer, self._module = sam, trainer, pl_module
         self._loss = TrainingLoss(trainer, pl_module)
+        # Taken now: between forward and backward FSDP2 has gathered copies in the place of its parameters.
+        self._params = list(pl_module.parameters())
         self.forget()
 
     def forget(self) -> None:
@@ -45,9 +47,13 @@ class SecondPass:
 
     def put_aside(self) -> None:
         """Put away the gradient of the step's batches so far, so that the next one comes by itself."""
-        self._aside = [(p, p.grad) for p in self._module.parameters() if p.grad is not None]
+        self._aside = [(p, p.grad) for p in self._parameters() if p.grad is not None]
         for p, _ in self._aside:
             p.grad = None
+
+    def _parameters(self) -> list[Tensor]:
+        known = {id(p) for p in self._params}
+        return self._params + [p for p in optimized(self._trainer) if id(p) not in known]
 
     def replace_gradient(self, window: list[Recorded], *, last: bool) -> None:
         """Climb along the gradient that the parameters have, and replace it by the one at w + e.
@@ -58,7 +64,7 @@ class SecondPass:
         """
         params = optimized(self._trainer)
         known = {id(p) for p in params}
-        others = [(p, p.grad) for p in self._module.parameters() if id(p) not in known and p.grad is not None]
+        others = [(p, p.grad) for p in self._params if id(p) not in known and p.grad is not None]
         # Is the second gradient wanted by itself, apart from those of earlier batches and of other ranks?
         alone = self._sam.combines == "ascent" and self._sam.scope != "global"
         with torch.no_grad():

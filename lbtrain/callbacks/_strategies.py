@@ -41,6 +41,11 @@ def _refuse_shards(strategy: strategies.Strategy, kind: str, name: str, scope: s
             f"scope='rank' climbs along each rank's own gradient, which never exists as a whole under {kind}: set "
             f"{name}(scope='global')"
         )
+    if scope == "micro_batch" and isinstance(strategy, strategies.FSDPStrategy):
+        raise MisconfigurationException(
+            f"scope='micro_batch' needs the gradient of each batch of a window, which {kind} keeps unsharded and "
+            f"unreduced until the window ends: set {name}(scope='global')"
+        )
     if {"ignored_modules", "ignored_states", "ignored_parameters"} & set(getattr(strategy, "kwargs", {})):
         raise MisconfigurationException(
             f"{name} measures the gradient over all shards, and the parameters that {kind} is told to ignore are not "

@@ -118,7 +118,8 @@ class SAM(Climber):
         """Replace the gradient by the one at the worst point nearby."""
         self._graded, last = True, is_optimizer_step(trainer)
         if self._climbs and (last or self.scope == "micro_batch"):
-            self._local.close()
+            if last:
+                self._local.close()
             window, self._window = self._window, []
             self._second.replace_gradient(window, last=last)
         elif last:

@@ -1,53 +1,19 @@
 """Two gloo processes: the same rate, verdict and eigenvalues as one, and replicas that stay equal bit for bit."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-from contextlib import suppress
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.distributed.ranks import Small, measured
+from tests.distributed.start import ranks_of
 from tests.modules import digits_like
 
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two ranks saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.distributed.ranks", str(folder)]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **shared, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    for process, text in zip(processes, said, strict=True):
-        assert process.returncode == 0, text[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return ranks_of("ranks", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", ["measured mean", "measured sum", "accumulated"])
