@@ -55,5 +55,6 @@ MisconfigurationException = _exceptions.MisconfigurationException
 rank_zero_info = _rank_zero.rank_zero_info
 rank_zero_only = _rank_zero.rank_zero_only
 rank_zero_warn = _rank_zero.rank_zero_warn
+plugins = importlib.import_module(f"{pl.__name__}.plugins")
 strategies = importlib.import_module(f"{pl.__name__}.strategies")
 prepare_for_backward = importlib.import_module(f"{pl.__name__}.overrides.distributed").prepare_for_backward

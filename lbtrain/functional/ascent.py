@@ -30,14 +30,15 @@ def sam_ascent(
 
     Args:
         gradients: Tensors of any shapes, together one vector g; any positive scale gives the same step.
-        rho: Radius of the ball, in units of parameter norm (p = inf: of a single weight); a sequence has one radius per
-            tensor.
+        rho: Radius of the ball, in units of parameter norm (p = inf: of a single weight); a sequence stretches each
+            tensor's part of the step by its own.
         p: 2 or inf, the norm of the ball.
         in_place: Turn the gradients themselves into the step, which saves their size in fresh memory.
         space: How the norm is taken; a `ShardedSpace` if the gradients are parts of a whole.
 
     Returns:
-        The step, one tensor per gradient, of length rho together (zero where g is zero).
+        The step, one tensor per gradient, of length rho together (zero where g is zero); NaN if a gradient is not
+        finite.
 
     Raises:
         ValueError: If there are no gradients, or p is neither 2 nor inf.
@@ -46,13 +47,9 @@ def sam_ascent(
         Foret et al. (2021), arXiv 2010.01412, eq. 2.
     """  # noqa: DOC502 - _check raises it
     _check(gradients, p, space)
-    if p == math.inf:
-        signs = list(gradients) if in_place else [g.clone() for g in gradients]
-        torch._foreach_sign_(signs)
-        return _times(signs, rho, None)
-    length = space.norm(gradients) + _TINY
     step = list(gradients) if in_place else [g.clone() for g in gradients]
-    return _times(step, rho, length)
+    length = space.norm(step)
+    return _times(_signs_(step), rho, _one(length)) if p == math.inf else _times(step, rho, length + _TINY)
 
 
 def asam_ascent(
@@ -74,7 +71,8 @@ def asam_ascent(
     Args:
         weights: Tensors w of any shapes.
         gradients: One gradient per weight, same shapes; any positive scale gives the same step.
-        rho: Radius of the ball, in units of relative change of the weights; a sequence has one radius per tensor.
+        rho: Radius of the ball, in units of relative change of the weights; a sequence stretches each tensor's part of
+            the step by its own.
         adapted: Per tensor, whether T is |w| + eta (weights) or the identity (biases).
         eta: Added to |w|, in units of the weights.
         p: 2 or inf, the norm of the ball.
@@ -97,13 +95,14 @@ def asam_ascent(
     scales = _scales([weights[i] for i in rescaled], eta, None if scratch is None else [scratch[i] for i in rescaled])
     chosen = [step[i] for i in rescaled]
     if p == math.inf:
-        torch._foreach_sign_(step)
+        length = _one(space.norm(step))
+        _signs_(step)
+    else:
         _multiply_(chosen, scales)
-        return _times(step, rho, None)
+        length = space.norm(step) + _TINY
+    step = _times(step, rho, length)  # before the second T, which in half precision could leave too little
     _multiply_(chosen, scales)
-    length = space.norm(step) + _TINY
-    _multiply_(chosen, scales)
-    return _times(step, rho, length)
+    return step
 
 
 def momentum_ascent(momenta: Sequence[Tensor], rho: float | Sequence[float], *, space: Space = WHOLE) -> list[Tensor]:
@@ -145,6 +144,8 @@ def friendly_direction(gradients: Sequence[Tensor], average: Sequence[Tensor], s
         Li et al. (2024), arXiv 2403.12350, algorithm 1. With sigma = 1 the average before and after this batch give the
         same direction; the authors' code, as here, takes the one before.
     """
+    if not gradients:
+        return []
     return list(torch._foreach_add(list(gradients), list(average), alpha=-sigma))
 
 
@@ -182,7 +183,7 @@ def shifted(
 def _check(vectors: Sequence[Tensor], p: float, space: Space) -> None:
     # A process may hold nothing of a sharded model, and must still take part in the sum over all.
     if not vectors and space is WHOLE:
-        raise ValueError("no gradients: run backward before the ascent step")
+        raise ValueError("no gradients or momenta: run backward before the ascent step")
     if p not in (2, math.inf):
         raise ValueError(f"p must be 2 or inf, got {p!r}: the ascent has a closed form for these two norms")
 
@@ -201,18 +202,30 @@ def _multiply_(tensors: list[Tensor], factors: list[Tensor]) -> None:
         torch._foreach_mul_(tensors, factors)
 
 
-def _times(step: list[Tensor], rho: float | Sequence[float], length: Tensor | None) -> list[Tensor]:
+def _signs_(step: list[Tensor]) -> list[Tensor]:
+    if step:
+        torch._foreach_sign_(step)
+    return step
+
+
+def _one(length: Tensor) -> Tensor:
+    """Return 1, or NaN where the length is not finite: signs would hide an overflow from a gradient scaler.
+
+    Returns:
+        0-dim tensor.
+    """
+    return 1.0 + 0.0 * length
+
+
+def _times(step: list[Tensor], rho: float | Sequence[float], length: Tensor) -> list[Tensor]:
     """Scale the step in place by rho / length.
 
     Returns:
         The same tensors.
     """
-    if isinstance(rho, Sequence):
-        if step:
-            torch._foreach_mul_(step, list(rho))
-        return step if length is None else multiplied(step, 1.0 / length)
-    if length is None:
-        if step:
-            torch._foreach_mul_(step, rho)
-        return step
-    return multiplied(step, rho / length)
+    if not isinstance(rho, Sequence):
+        return multiplied(step, rho / length)
+    multiplied(step, 1.0 / length)
+    if step:
+        torch._foreach_mul_(step, list(rho))
+    return step

@@ -16,6 +16,8 @@ from lbtrain.functional.vectors import multiplied
 
 # Keeps 0/0 zero; far below any square of a norm that matters.
 _TINY = 1e-30
+# A difference of two vectors that is below this many units of their rounding is rounding.
+_ROUNDING = 32.0
 
 
 def gsam_gradient(
@@ -60,7 +62,9 @@ def looksam_direction(gradients: Sequence[Tensor], ascended: Sequence[Tensor], *
     result = multiplied([g.clone() for g in gradients], -along)
     if result:
         torch._foreach_add_(result, list(ascended))
-    return result
+    # What rounding leaves of parallel gradients has no direction, and `looksam_gradient` would stretch it.
+    length = space.norm(result)
+    return multiplied(result, (length > _ROUNDING * _eps(ascended) * space.norm(ascended)).to(length.dtype))
 
 
 def looksam_gradient(
@@ -102,10 +106,14 @@ def wsam_gradient(gradients: Sequence[Tensor], ascended: Sequence[Tensor], gamma
         Yue et al. (2023), arXiv 2305.15817, eq. 7.
     """
     weight = sharpness_weight(gamma)
-    result = list(torch._foreach_mul(list(gradients), 1.0 - weight))
+    result = list(torch._foreach_mul(list(gradients), 1.0 - weight)) if gradients else []
     if result:
         torch._foreach_add_(result, list(ascended), alpha=weight)
     return result
+
+
+def _eps(tensors: Sequence[Tensor]) -> float:
+    return max((torch.finfo(t.dtype).eps for t in tensors), default=0.0)
 
 
 def sharpness_weight(gamma: float) -> float:

@@ -29,5 +29,7 @@ def radius(kind: str, rho: float, rho_end: float, *, progress: float, rate: floa
     """
     if kind not in KINDS:
         raise ValueError(f"the schedule of rho must be one of {', '.join(KINDS)}, got {kind!r}")
-    share = {"constant": 1.0, "linear": 1.0 - progress, "cosine": (1.0 + math.cos(math.pi * progress)) / 2, "lr": rate}
-    return rho_end + (rho - rho_end) * share[kind] if kind != "constant" else rho
+    if kind == "constant":
+        return rho
+    share = {"linear": 1.0 - progress, "cosine": (1.0 + math.cos(math.pi * progress)) / 2, "lr": rate}
+    return rho_end + (rho - rho_end) * share[kind]

@@ -8,6 +8,10 @@ from torch import Tensor
 _HALF = (torch.float16, torch.bfloat16)
 
 
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in _HALF else t
+
+
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Return the entries of all tensors as one vector, in order.
 
@@ -57,8 +61,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(())
-    wide = [t.float() if t.dtype in _HALF else t for t in tensors]
-    parts = torch._foreach_norm(wide, 2.0)
+    parts = torch._foreach_norm([_wide(t) for t in tensors], 2.0)
     total: Tensor = torch.linalg.vector_norm(torch.stack([p.to(parts[0]) for p in parts]))
     return total
 
@@ -83,7 +86,7 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         )
     if not left:
         return torch.zeros(())
-    parts = [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(left, right, strict=True)]
+    parts = [torch.dot(_wide(a).reshape(-1), _wide(b).reshape(-1)) for a, b in zip(left, right, strict=True)]
     return torch.stack([p.to(parts[0]) for p in parts]).sum()
 
 
@@ -99,9 +102,10 @@ def multiplied(tensors: list[Tensor], factor: Tensor) -> list[Tensor]:
     """
     if not tensors:
         return tensors
-    if len({t.device for t in tensors}) == 1:
+    if len({t.device for t in tensors}) == 1 and not any(t.dtype in _HALF for t in tensors):
         torch._foreach_mul_(tensors, factor.to(tensors[0].device))
-    else:
-        for t in tensors:
-            t.mul_(factor.to(t.device))
+        return tensors
+    for t in tensors:
+        # A factor that half precision cannot hold is not to be rounded to it.
+        t.copy_(_wide(t) * factor.to(t.device))
     return tensors

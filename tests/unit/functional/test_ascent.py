@@ -203,12 +203,12 @@ def test_tensors_of_mixed_types_keep_their_own(p, first):
 
 
 def test_an_ascent_without_gradients_says_what_to_do():
-    message = "no gradients: run backward before the ascent step"
+    message = "no gradients or momenta: run backward before the ascent step"
     with pytest.raises(ValueError, match=message):
         sam_ascent([], 0.1)
     with pytest.raises(ValueError, match=message):
         asam_ascent([], [], 0.1, adapted=[])
-    with pytest.raises(ValueError, match="no gradients|no momenta"):
+    with pytest.raises(ValueError, match=message):
         momentum_ascent([], 0.1)
 
 

@@ -250,3 +250,11 @@ def test_a_gamma_without_a_weight_is_refused(gamma):
         sharpness_weight(gamma)
     with pytest.raises(ValueError, match=message):
         wsam_gradient(tensors(1), tensors(2), gamma)
+
+
+def test_what_rounding_leaves_of_parallel_gradients_is_no_direction():
+    for seed in range(20):
+        g = torch.randn(1000, generator=torch.Generator().manual_seed(seed))
+        (direction,) = looksam_direction([g], [1.1 * g])
+        assert torch.equal(direction, torch.zeros(1000))
+        assert torch.equal(looksam_gradient([g], [direction], 0.7)[0], g)

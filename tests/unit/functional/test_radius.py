@@ -28,7 +28,8 @@ def test_a_cosine_leaves_both_ends_slowly():
 
 
 def test_a_constant_radius_is_the_very_number_given():
-    assert radius("constant", 0.1, 0.3, progress=0.7, rate=0.2) == 0.1
+    assert 0.7 + (0.1 - 0.7) != 0.1  # which the other formulas would give
+    assert radius("constant", 0.1, 0.7, progress=0.7, rate=0.2) == 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
