@@ -107,12 +107,13 @@ class SecondPass:
             # The gradient of one batch of a window is divided by their number.
             batches = self._trainer.accumulate_grad_batches if sam.scope == "micro_batch" else 1
             sam.log_of_ascent.climbed(climbers.space.norm(climbers.gradients) * batches, rho, samples)
+        kept = self._owned(first) if sam.combines != "never" else []
         direction = sam._direction(self._trainer, first)
         if direction is not first:
             climbers.gradients = [direction[i] for i in climbers.where]  # type: ignore[misc]
         steps = sam._steps(climbers, in_place=direction is not first or sam.combines == "never")
         climbers.gradients = []
-        return climbers, steps, first if sam.combines != "never" else []
+        return climbers, steps, kept
 
     def _evaluate(self, window: list[Recorded], *, reduced: bool) -> None:
         trainer, precision = self._trainer, self._trainer.strategy.precision_plugin
@@ -134,9 +135,19 @@ class SecondPass:
         elif self._sam.combines == "step":
             self._total = _sum(self._total, kept) if self._total else kept
             if last:
-                second = take(params)
+                second = self._owned(take(params))
                 total, self._total = self._total, []
                 self._combine(params, self._averaged(params, total), second)
+
+    def _owned(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """Copy gradients that lie in DDP's buckets, which its next reduction overwrites.
+
+        Returns:
+            The copies; the gradients themselves where they have memory of their own.
+        """
+        if not getattr(self._trainer.strategy.model, "gradient_as_bucket_view", False):
+            return gradients
+        return [None if g is None else g.clone() for g in gradients]
 
     def _averaged(self, params: Sequence[Tensor], gradients: list[Tensor | None]) -> list[Tensor | None]:
         if self._sam.scope == "global":

@@ -159,6 +159,27 @@ def replicas(build, steps, **options):
     return module.state_dict()
 
 
+class Branching(Everything):
+    """Each rank trains a branch of its own, and which one changes from batch to batch."""
+
+    def __init__(self):
+        super().__init__(optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+        self.branches = nn.ModuleList(nn.Linear(6, 3) for _ in range(3))
+
+    def training_step(self, batch, batch_idx):
+        chosen = self.branches[(batch_idx + self.global_rank) % 3]
+        return super().training_step(batch, batch_idx) + nn.functional.cross_entropy(chosen(batch[0]), batch[1])
+
+
+def branches(build):
+    """Return the weights of a model whose ranks train different parts of it."""
+    torch.manual_seed(0)
+    module = Branching()
+    options = {"strategy": "ddp_find_unused_parameters_true", "devices": 2, "accumulate_grad_batches": 2}
+    fit(module, digits_like(96, 8), [build()] if build else [], **options)
+    return {k: v for k, v in module.state_dict().items() if k.startswith("branches")}
+
+
 class Fails(Exception):
     """What the failing module raises."""
 
@@ -244,6 +265,16 @@ def main(folder):
         results["static graph", scope] = refused(SAM(scope=scope), "ddp", **static)
     static = {"strategy": strategies.DDPStrategy(static_graph=True)}
     results["static graph", "global"] = trained([SAM(0.1, scope="global")], "ddp", **static)[:2]
+    for name in TWO_PASSES:
+        for scope in ("rank", "global", "micro_batch"):
+            views = {"strategy": strategies.DDPStrategy(gradient_as_bucket_view=True), "accumulate_grad_batches": 3}
+            results[f"{name}, views", scope] = trained([CLIMBERS[name](scope=scope)], "ddp", **views)[:2]
+            plain = {"accumulate_grad_batches": 3}
+            results[f"{name}, no views", scope] = trained([CLIMBERS[name](scope=scope)], "ddp", **plain)[:2]
+    for name in ("plain", "SAM", "GSAM", "FriendlySAM", "LookSAM", "WSAM"):
+        results["branches", name] = branches(CLIMBERS.get(name))
+    for scope in ("rank", "global", "micro_batch"):
+        results["branches, rho 0", scope] = branches(lambda scope=scope: SAM(0, scope=scope))
     results["refused", "fsdp"] = refused(SAM(), "fsdp")
     results["refused", "fsdp2"] = refused(GSAM(), "fsdp2")
     results["refused", "fsdp, each batch"] = refused(SAM(scope="micro_batch"), "fsdp")

@@ -172,6 +172,28 @@ def test_each_climbs_on_its_own_samples(ranks, name, scope, accumulate):
         equal(rank[key, scope][0], expected)
 
 
+@pytest.mark.parametrize("scope", ["rank", "global", "micro_batch"])
+@pytest.mark.parametrize("name", TWO_PASSES)
+def test_gradients_may_be_views_of_buckets(ranks, name, scope):
+    for rank in ranks:
+        found, expected = (rank[f"{name}, {views}", scope][0] for views in ("views", "no views"))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["SAM", "GSAM", "FriendlySAM", "LookSAM", "WSAM"])
+def test_ranks_may_train_different_branches(ranks, name):
+    first, second = (rank["branches", name] for rank in ranks)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not torch.equal(first["branches.0.weight"], ranks[0]["branches", "plain"]["branches.0.weight"])
+
+
+@pytest.mark.parametrize("scope", ["rank", "global", "micro_batch"])
+def test_rho_zero_is_plain_training_with_branches(ranks, scope):
+    for rank in ranks:
+        plain, still = rank["branches", "plain"], rank["branches, rho 0", scope]
+        assert all(torch.equal(plain[k], still[k]) for k in plain)
+
+
 def test_m_counts_the_samples_of_an_ascent(ranks):
     found = {scope: ranks[0]["SAM, window of 3", scope][1]["sam/m"] for scope in ("rank", "micro_batch")}
     # The last window of `global` has 2 batches of 8 samples on each of 2 ranks.
