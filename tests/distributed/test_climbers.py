@@ -176,8 +176,8 @@ def test_each_climbs_on_its_own_samples(ranks, name, scope, accumulate):
 @pytest.mark.parametrize("name", TWO_PASSES)
 def test_gradients_may_be_views_of_buckets(ranks, name, scope):
     for rank in ranks:
-        found, expected = (rank[f"{name}, {views}", scope][0] for views in ("views", "no views"))
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        # Not bit for bit: inner products of tensors at other addresses are summed in another order.
+        torch.testing.assert_close(*(rank[f"{name}, {v}", scope][0] for v in ("views", "no views")), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("name", ["SAM", "GSAM", "FriendlySAM", "LookSAM", "WSAM"])
