@@ -118,9 +118,10 @@ def strategy_of(kind):
 def data(samples, batch_size, *, shared=False):
     """Return a loader that gives ranks samples in turn, or to each all in batches twice as large."""
     loader = digits_like(samples, batch_size, dtype=torch.float64)
-    if shared or "LOCAL_RANK" not in os.environ:
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID"))
+    if shared or rank is None:
         return digits_like(samples, 2 * batch_size, dtype=torch.float64)
-    sampler = DistributedSampler(loader.dataset, num_replicas=2, rank=int(os.environ["LOCAL_RANK"]), shuffle=False)
+    sampler = DistributedSampler(loader.dataset, num_replicas=2, rank=int(rank), shuffle=False)
     return DataLoader(loader.dataset, batch_size, sampler=sampler)
 
 
