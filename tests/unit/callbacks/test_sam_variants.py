@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lbtrain import (
     GSAM,
@@ -63,14 +64,14 @@ class Lines(DummyLogger):
         self.lines.append((step, own))
 
 
-def run(*callbacks, seed=5, epochs=2, shuffle=True, **options):
+def run(*callbacks, seed=5, epochs=2, loader=None, **options):
     """Train `Everything` and return the module, the Trainer, and the next random numbers."""
     module = Everything()
     torch.manual_seed(seed)
     for p in module.parameters():
         nn.init.normal_(p, std=0.3) if p.requires_grad else None
     options = {"logger": Lines(), "log_every_n_steps": 1, **options}
-    trainer = fit(module, digits_like(shuffle=shuffle), callbacks, max_epochs=epochs, **options)
+    trainer = fit(module, loader or digits_like(shuffle=True), callbacks, max_epochs=epochs, **options)
     return module, trainer, torch.rand(3).tolist()
 
 
@@ -286,8 +287,9 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_goes_on_bit_for_bit(name, tmp_path):
     keeping = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    # RandomState asks for a data order that hangs on seed and epoch only.
-    options = {"epochs": 4, "enable_checkpointing": True, "shuffle": False}
+    # RandomState asks for data that draw nothing from the global streams; a loader draws a seed for each pass.
+    loader = DataLoader(digits_like().dataset, 8, generator=torch.Generator())
+    options = {"epochs": 4, "enable_checkpointing": True, "loader": loader}
     whole = run(RESUMED[name](), RandomState(), keeping, **options)
     path = tmp_path / "epoch=1.ckpt"
     assert torch.load(path, weights_only=True)["global_step"] == 12  # in the middle of both intervals
