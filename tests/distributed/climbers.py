@@ -181,7 +181,7 @@ def branches(build):
     return {k: v for k, v in module.state_dict().items() if k.startswith("branches")}
 
 
-class Fails(Exception):
+class FailingError(Exception):
     """What the failing module raises."""
 
 
@@ -195,14 +195,14 @@ def failing():
     def training_step(batch, batch_idx):
         calls.append(1)
         if len(calls) == 2:
-            raise Fails
+            raise FailingError
         return step(batch, batch_idx)
 
     module.training_step = training_step
     before = [p.detach().clone() for p in Net().parameters()]
     try:
         fit(module, data(96, 8), [SAM(0.5, scope="global")], **strategy)
-    except Fails:
+    except FailingError:
         after = [p.full_tensor().detach() for p in module.parameters()]
         return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     return False
@@ -227,58 +227,61 @@ def refused(callback, kind, **options):
     return "accepted"
 
 
-def main(folder):
-    """Run all cases on this rank."""
-    results = {}
+def under_strategies():
+    """Yield the family under each strategy: scope global, windows, and micro-batches where gradients are sharded."""
     for kind in STRATEGIES:
-        results["plain", kind] = trained([], kind)[:2]
-        results["plain, window of 4", kind] = trained([], kind, accumulate_grad_batches=4)[:2]
+        yield ("plain", kind), trained([], kind)[:2]
+        yield ("plain, window of 4", kind), trained([], kind, accumulate_grad_batches=4)[:2]
+        yield ("rho 0", kind), trained([SAM(0, scope="global")], kind)[:2]
         for name, build in CLIMBERS.items():
-            results[name, kind] = trained([build(scope="global")], kind)[:2]
+            yield (name, kind), trained([build(scope="global")], kind)[:2]
         # 6 batches: the last window is a partial one.
         for name in ("SAM", "GSAM", "LookSAM", "FriendlySAM"):
-            results[f"{name}, window of 4", kind] = trained(
-                [CLIMBERS[name](scope="global")], kind, accumulate_grad_batches=4
-            )[:2]
-        results["rho 0", kind] = trained([SAM(0, scope="global")], kind)[:2]
+            window = {"accumulate_grad_batches": 4}
+            yield (f"{name}, window of 4", kind), trained([CLIMBERS[name](scope="global")], kind, **window)[:2]
     for kind in ("fsdp2", "tensor"):
         for name in TWO_PASSES:
             build = CLIMBERS[name](scope="micro_batch")
-            results[f"{name}, each batch", kind] = trained([build], kind, accumulate_grad_batches=4)[:2]
-    for name in TWO_PASSES:
-        for scope in ("rank", "micro_batch"):
-            results[name, scope] = trained([CLIMBERS[name](scope=scope)], "ddp")[:2]
-            results[f"{name}, window of 3", scope] = trained(
-                [CLIMBERS[name](scope=scope)], "ddp", accumulate_grad_batches=3
-            )[:2]
+            yield (f"{name}, each batch", kind), trained([build], kind, accumulate_grad_batches=4)[:2]
+
+
+def under_ddp():
+    """Yield each scope under DDP: weights, reductions, and gradients as views of buckets."""
+    window = {"accumulate_grad_batches": 3}
+    for scope in ("rank", "global", "micro_batch"):
+        for name, build in CLIMBERS.items():
+            yield ("reductions", name, scope), counted(build, scope)
+            yield ("reductions, window of 3", name, scope), counted(build, scope, **window)
+        for name in TWO_PASSES:
+            build, views = CLIMBERS[name], {"strategy": strategies.DDPStrategy(gradient_as_bucket_view=True), **window}
+            if scope != "global":
+                yield (name, scope), trained([build(scope=scope)], "ddp")[:2]
+            yield (f"{name}, window of 3", scope), trained([build(scope=scope)], "ddp", **window)[:2]
+            yield (f"{name}, views", scope), trained([build(scope=scope)], "ddp", **views)[:2]
+        yield ("branches, rho 0", scope), branches(lambda scope=scope: SAM(0, scope=scope))
+        yield ("replicas", f"rho 0 {scope}"), replicas(lambda scope=scope: SAM(0, scope=scope), 12)
+    yield ("replicas", "plain"), replicas(None, 12)
     for name, build in CLIMBERS.items():
-        for scope in ("rank", "global", "micro_batch"):
-            results["reductions", name, scope] = counted(build, scope)
-            results["reductions, window of 3", name, scope] = counted(build, scope, accumulate_grad_batches=3)
-    for name, build in CLIMBERS.items():
-        results["replicas", name] = replicas(build, 100 if name == "SAM" else 12)
-    results["replicas", "plain"] = replicas(None, 12)
-    results["replicas", "rho 0 global"] = replicas(lambda: SAM(0, scope="global"), 12)
-    results["replicas", "rho 0 rank"] = replicas(lambda: SAM(0), 12)
-    results["replicas", "rho 0 micro"] = replicas(lambda: SAM(0, scope="micro_batch"), 12)
+        yield ("replicas", name), replicas(build, 100 if name == "SAM" else 12)
+    for name in ("plain", "SAM", "GSAM", "FriendlySAM", "LookSAM", "WSAM"):
+        yield ("branches", name), branches(CLIMBERS.get(name))
+
+
+def refusals():
+    """Yield what is refused, and what is not."""
     for scope in ("rank", "micro_batch"):
         static = {"strategy": strategies.DDPStrategy(static_graph=True)}
-        results["static graph", scope] = refused(SAM(scope=scope), "ddp", **static)
+        yield ("static graph", scope), refused(SAM(scope=scope), "ddp", **static)
     static = {"strategy": strategies.DDPStrategy(static_graph=True)}
-    results["static graph", "global"] = trained([SAM(0.1, scope="global")], "ddp", **static)[:2]
-    for name in TWO_PASSES:
-        for scope in ("rank", "global", "micro_batch"):
-            views = {"strategy": strategies.DDPStrategy(gradient_as_bucket_view=True), "accumulate_grad_batches": 3}
-            results[f"{name}, views", scope] = trained([CLIMBERS[name](scope=scope)], "ddp", **views)[:2]
-            plain = {"accumulate_grad_batches": 3}
-            results[f"{name}, no views", scope] = trained([CLIMBERS[name](scope=scope)], "ddp", **plain)[:2]
-    for name in ("plain", "SAM", "GSAM", "FriendlySAM", "LookSAM", "WSAM"):
-        results["branches", name] = branches(CLIMBERS.get(name))
-    for scope in ("rank", "global", "micro_batch"):
-        results["branches, rho 0", scope] = branches(lambda scope=scope: SAM(0, scope=scope))
-    results["refused", "fsdp"] = refused(SAM(), "fsdp")
-    results["refused", "fsdp2"] = refused(GSAM(), "fsdp2")
-    results["refused", "fsdp, each batch"] = refused(SAM(scope="micro_batch"), "fsdp")
+    yield ("static graph", "global"), trained([SAM(0.1, scope="global")], "ddp", **static)[:2]
+    yield ("refused", "fsdp"), refused(SAM(), "fsdp")
+    yield ("refused", "fsdp2"), refused(GSAM(), "fsdp2")
+    yield ("refused", "fsdp, each batch"), refused(SAM(scope="micro_batch"), "fsdp")
+
+
+def main(folder):
+    """Run all cases on this rank."""
+    results = {**dict(under_strategies()), **dict(under_ddp()), **dict(refusals())}
     for name in ("LookSAM", "FriendlySAM"):
         for kind in ("ddp", "fsdp2"):
             results["resumed", name, kind] = resumed(CLIMBERS[name], kind, folder)
