@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -50,6 +51,8 @@ class SAM(Climber):
         rho_end: Radius at the end of the schedule; None is 0.
         exclude: Parameters that stay where they are: `biases`, `norms`, names, submodules or patterns with `*`.
         only: If not empty, the parameters that climb, named as in `exclude`.
+        clone_batches: Keep copies of the batches, for a `training_step` that changes its batch in place; without them
+            the second pass sees a batch as the first one left it.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -78,12 +81,13 @@ class SAM(Climber):
         rho_end: float | None = None,
         exclude: Sequence[str] = (),
         only: Sequence[str] = (),
+        clone_batches: bool = False,
     ) -> None:
         _check(eta, p, scope, every_n_steps)
         radius = Radius(rho, rho_schedule, rho_end, factor=every_n_steps if scale_rho else 1)
         super().__init__(radius, start=start, stop=stop, exclude=exclude, only=only)
         self.rho, self.adaptive, self.eta, self.p = rho, adaptive, eta, p
-        self.scope, self.every_n_steps = scope, every_n_steps
+        self.scope, self.every_n_steps, self.clone_batches = scope, every_n_steps, clone_batches
         self.log_of_ascent = AscentLog()
         self._local = ExitStack()
         self._second: SecondPass | None = None
@@ -102,7 +106,8 @@ class SAM(Climber):
             if self._climbs:
                 self.log_of_ascent.open(trainer, self.every_n_steps)
         if self._climbs:
-            self._window.append((batch, batch_idx, random_streams(pl_module.device)))
+            kept = deepcopy(batch) if self.clone_batches else batch
+            self._window.append((kept, batch_idx, random_streams(pl_module.device)))
             self._graded = False
             if self.scope != "global":
                 self._local.enter_context(unreduced(trainer))
