@@ -131,7 +131,8 @@ def _copies(param: Tensor, world_size: int) -> int:
     if not _is_dtensor(param):
         return world_size
     mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    return world_size // prod(mesh.size(i) for i, placed in enumerate(placements) if placed.is_shard())
+    # Not by `is_shard`, which does not count the strided shards that FSDP2 makes of tensor-parallel parameters.
+    return world_size // prod(mesh.size(i) for i, placed in enumerate(placements) if not placed.is_replicate())
 
 
 def _summed_over(group: Any) -> Any:

@@ -61,7 +61,7 @@ class Cut(torch.nn.Module):
         parallelize_module(module.net, module.device_mesh["tensor_parallel"], plan)
 
 
-def module_of(kind, cut=None):
+def module_of(cut=None):
     """Return a module for a strategy."""
     from lbtrain._lightning import LightningModule
 
@@ -128,7 +128,7 @@ def data(samples, batch_size, *, shared=False):
 def trained(callbacks, kind, *, samples=96, **options):
     """Train, and return the whole weights, the last logged numbers and the Trainer."""
     cut, strategy = strategy_of(kind)
-    module = module_of(kind, cut)
+    module = module_of(cut)
     loader = data(samples, 8, shared=kind == "tensor")
     trainer = fit(module, loader, callbacks, **{"log_every_n_steps": 1, **strategy, **options})
     numbers = {k: v.item() for k, v in trainer.callback_metrics.items()}
@@ -188,7 +188,7 @@ class FailingError(Exception):
 def failing():
     """Return whether both ranks' weights are back after an error in the second pass under FSDP2."""
     cut, strategy = strategy_of("fsdp2")
-    module = module_of("fsdp2", cut)
+    module = module_of(cut)
     calls = []
     step = module.training_step
 
