@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lbtrain.callbacks._choice import Choice, plain_name
-from lbtrain.callbacks._moment import Radius, Span, check_length
+from lbtrain.callbacks._moment import Radius, Span, check_length, check_number
 from lbtrain.callbacks._objective import refuse_manual_optimization
 from lbtrain.callbacks._shards import part, space_of
 from lbtrain.callbacks._strategies import refuse_strategy
@@ -96,7 +96,10 @@ class Climber(Callback):
         self._left_out = self._choice.left_out(pl_module)
         # As in the authors' code: T = |w| + eta for what is called a weight, the identity for biases.
         self._adapted = frozenset(i for i, name in self._names.items() if "weight" in name)
-        self._highest = {i: float(group["lr"]) for i, group in enumerate(trainer.optimizers[0].param_groups)}
+        groups = trainer.optimizers[0].param_groups
+        self._highest = {i: float(group["lr"]) for i, group in enumerate(groups)}
+        for i, group in enumerate(groups):
+            check_number(f"sam_rho of parameter group {i}", group.get("sam_rho", 0), "0 leaves the group where it is")
         self._warn_of_rounding(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -137,7 +140,7 @@ class Climber(Callback):
         )
 
     def _now(self, trainer: Trainer) -> Callable[[Mapping[str, Any], int], float]:
-        return lambda group, i: self._radius.now(trainer, group, self._highest.get(i, float(group["lr"])))
+        return lambda group, i: self._radius.now(trainer, group, self._highest.get(i))
 
     def _backup(self, climbers: Climbers) -> list[Tensor]:
         """Return memory for copies of the weights, the same from step to step."""

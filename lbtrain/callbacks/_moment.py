@@ -1,6 +1,7 @@
 """When an ascent happens, and how far it goes: parts of training, intervals, schedules of the radius."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,13 +65,14 @@ class Radius:
                     "rho_end out"
                 )
 
-    def now(self, trainer: Trainer, group: dict[str, Any], highest: float) -> float:
+    def now(self, trainer: Trainer, group: Mapping[str, Any], highest: float | None) -> float:
         """Return the radius for a parameter group, at this moment of training.
 
         Args:
             trainer: The Trainer, in a training batch.
             group: Parameter group; its own `sam_rho` stands in for `rho`.
-            highest: Learning rate of the group when training started, for optimizers without a scheduler.
+            highest: Learning rate of the group when training started, for optimizers without a scheduler; None for a
+                group that was added since.
 
         Returns:
             The radius, in units of parameter norm.
@@ -161,7 +163,7 @@ def _reached(moment: float, trainer: Trainer) -> bool:
     return progress_of(trainer) >= moment if _is_share(moment) else trainer.current_epoch >= moment
 
 
-def _rate_share(group: dict[str, Any], highest: float) -> float:
+def _rate_share(group: Mapping[str, Any], highest: float | None) -> float:
     # OneCycleLR and CyclicLR keep their highest rate as `max_lr`; the others start from `initial_lr`.
-    peak = float(group.get("max_lr", group.get("initial_lr", highest)))
+    peak = float(group.get("max_lr", group.get("initial_lr", highest)) or group["lr"])
     return float(group["lr"]) / peak if peak > 0 else 1.0

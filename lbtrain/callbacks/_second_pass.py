@@ -103,7 +103,7 @@ class SecondPass:
         if sam.log_of_ascent.due:
             sizes = [batch_size(batch) for batch, _, _ in window]
             samples = None if None in sizes else sum(size or 0 for size in sizes)
-            rho = sam._radius.now(self._trainer, self._trainer.optimizers[0].param_groups[0], sam._highest.get(0, 1.0))
+            rho = sam._radius.now(self._trainer, self._trainer.optimizers[0].param_groups[0], sam._highest.get(0))
             # The gradient of one batch of a window is divided by their number.
             batches = self._trainer.accumulate_grad_batches if sam.scope == "micro_batch" else 1
             sam.log_of_ascent.climbed(climbers.space.norm(climbers.gradients) * batches, rho, samples)

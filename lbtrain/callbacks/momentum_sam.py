@@ -118,7 +118,7 @@ class MomentumSAM(Climber):
         if self._log.due:
             group = trainer.optimizers[0].param_groups[0]
             length = climbers.space.norm(climbers.gradients)
-            self._log.climbed(length, self._radius.now(trainer, group, self._highest.get(0, 1.0)), None)
+            self._log.climbed(length, self._radius.now(trainer, group, self._highest.get(0)), None)
         self._away.enter_context(elsewhere(trainer, climbers.weights, self._steps(climbers), self._backup(climbers)))
 
     @staticmethod
