@@ -101,20 +101,34 @@ def _refused(group: str, nodes: Any, known: list[Problem]) -> list[Problem]:
     # Builds what is not known to be wrong, and lists what the constructors refuse.
     if any(problem.key == group for problem in known) or not OmegaConf.is_config(nodes):
         return []
-    refused = []
+    refused, built = [], []
     for name, node in _nodes(nodes).items():
         key = _join(group, name)
         if any(f"{problem.key}.".startswith(f"{key}.") for problem in known):
             continue
         try:
-            instantiate(node)
+            built.append(instantiate(node))
         except OmegaConfBaseException:
             continue  # listed already, or a ${hydra:...} outside of a job
         except ConfigError as error:
             refused.append(Problem(key, str(error).removeprefix(f"{key}: ")))
         except Exception as error:
             refused.append(Problem(key, (str(error) or repr(error)).removesuffix(f" (config key {key})")))
-    return refused
+    return refused + _clashes(group, built)
+
+
+def _clashes(group: str, built: list[Any]) -> list[Problem]:
+    if len(built) < 2:
+        return []
+    # Only now: a config without callbacks is read without torch.
+    from lbtrain._lightning import MisconfigurationException
+    from lbtrain.callbacks._climber import refuse_two
+
+    try:
+        refuse_two(built)
+    except MisconfigurationException as error:
+        return [Problem(group, str(error))]
+    return []
 
 
 def _installed_arguments(plain: Any) -> Any:

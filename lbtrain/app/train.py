@@ -12,7 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lbtrain._lightning import Callback, ModelCheckpoint, Trainer, rank_zero_only, seed_everything
+from lbtrain._lightning import (
+    Callback,
+    MisconfigurationException,
+    ModelCheckpoint,
+    Trainer,
+    rank_zero_only,
+    seed_everything,
+)
 from lbtrain.app.evaluate import evaluate
 from lbtrain.app.instantiate import ConfigError, instantiate, instantiate_each, validate
 from lbtrain.app.outcome import clear, leave
@@ -39,7 +46,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     start = time.time()
     metrics: dict[str, float | str] = {}
     try:
-        with _seed_variable():
+        with _seed_variable(), _in_one_line():
             _train(cfg, metrics)
     except BaseException as error:
         leave(cfg, metrics, start, directory, error)
@@ -51,6 +58,19 @@ def train(cfg: DictConfig) -> dict[str, float]:
             hint = suggestion(str(cfg.objective), metrics)
             logging.getLogger(__name__).warning("objective: this run has no metric %r%s", cfg.objective, hint)
     return {key: value for key, value in metrics.items() if not isinstance(value, str)}
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Let Hydra print a refusal, which says all itself, without a traceback (HYDRA_FULL_ERROR=1 shows it).
+
+    Raises:
+        ConfigError: In the place of a MisconfigurationException.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Climber(Callback):
             name = type(self).__name__
             refuse_manual_optimization(pl_module, name)
             refuse_strategy(trainer, name, self.scope)
-            _refuse_second(trainer)
+            refuse_two(trainer.callbacks)
             if self._radius.needs_length or self._span.needs_length:
                 check_length(trainer, f"the schedule of {name}")
 
@@ -173,8 +173,16 @@ def optimized(trainer: Trainer) -> list[Tensor]:
     return [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
 
 
-def _refuse_second(trainer: Trainer) -> None:
-    names = [type(c).__name__ for c in trainer.callbacks if isinstance(c, Climber)]
+def refuse_two(callbacks: Sequence[Any]) -> None:
+    """Refuse more than one callback that climbs.
+
+    Args:
+        callbacks: Of one training.
+
+    Raises:
+        MisconfigurationException: If two or more of them climb.
+    """
+    names = [type(c).__name__ for c in callbacks if isinstance(c, Climber)]
     if len(names) > 1:
         raise MisconfigurationException(
             f"{' and '.join(names)} each replace the gradient that the optimizer gets: keep one of them"

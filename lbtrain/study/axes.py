@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lbtrain.study.methods import DEFAULT_RHO, is_number, members
+
 # Within 2 % of the loss of guessing: a network whose units have died predicts the class frequencies, and its
 # cross entropy then lies just under ln(classes).
 CHANCE_FRACTION = 0.98
@@ -54,16 +56,16 @@ def optimizer_label(config: Mapping[str, Any]) -> str:
 
 
 def sam_rho(config: Mapping[str, Any]) -> float:
-    """Read the radius of SAM, in units of parameter norm; 0 without SAM (and SAM with 0 is plain training).
+    """Read the radius of SAM or of its relative, in the unit of the method; 0 without (with 0, training is plain).
 
     Args:
         config: Flat config of the run.
 
     Returns:
-        The radius.
+        The radius, the method's default where the config leaves it out.
     """
-    rho = config.get("callbacks.sam.rho")
-    return float(rho) if isinstance(rho, int | float) else 0.0
+    given = [(config.get(f"{node}.rho"), name) for node, name in members(config).items()]
+    return max((float(rho) if is_number(rho) else DEFAULT_RHO.get(name, 0.0) for rho, name in given), default=0.0)
 
 
 def rate_label(config: Mapping[str, Any]) -> str:

@@ -1,15 +1,15 @@
 """The runs of a sweep that share every setting but the seed."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from lbtrain.study.estimates import Estimate, mean_over_seeds, plain
-from lbtrain.study.load import CONFIG
-from lbtrain.study.settings import Row, other_keys, rows, short_names
+from lbtrain.study.load import ARGUMENT, CONFIG
+from lbtrain.study.methods import Variant, as_number, is_number
+from lbtrain.study.settings import Row, method_options, other_keys, rows, short_names
 
 MAX_NAMED = 6  # settings beside the axes; a name with more of them is not read
 
@@ -21,16 +21,28 @@ class Condition(NamedTuple):
     others: tuple[tuple[str, str], ...]
     rate: str
     batch: float | None
-    rho: float
+    sam: Variant
 
     def order(self) -> tuple[Any, ...]:
-        """Give the key by which conditions are sorted: the fixed rate first, then small batches, then without SAM.
+        """Give the key by which conditions are sorted: the fixed rate first, then small batches, then plain training.
 
         Returns:
             A tuple that compares with every other.
         """
-        others = tuple((key, _natural_number(value), value) for key, value in self.others)
-        return self.optimizer, others, self.rate != "fixed", self.rate, self.batch or 0.0, self.rho
+        others = tuple((key, as_number(value), value) for key, value in self.others)
+        return self.optimizer, others, self.rate != "fixed", self.rate, self.batch or 0.0, self.sam.order()
+
+
+class Varied(NamedTuple):
+    """What varies in a sweep beside its axes.
+
+    Args:
+        others: Config keys, as `other_keys` gives them.
+        options: Method to its arguments, as `method_options` gives them.
+    """
+
+    others: list[str]
+    options: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Cell:
             Seed to value; seeds without a finite value are left out.
         """
         found: dict[object, Any] = {run["seed"]: run.get(metric) for run in self.runs if run["outcome"] == "ok"}
-        return {seed: float(value) for seed, value in found.items() if _is_number(value)}
+        return {seed: float(value) for seed, value in found.items() if is_number(value)}
 
     def estimate(self, metric: str) -> Estimate | None:
         """Average a metric over the seeds that did not diverge.
@@ -75,19 +87,34 @@ class Cell:
         return mean_over_seeds(values) if values else None
 
 
-def condition(row: Row, others: Sequence[str]) -> Condition:
+def varied(table: pd.DataFrame) -> Varied:
+    """Find what varies beside the axes.
+
+    Args:
+        table: As `load_sweep` gives it.
+
+    Returns:
+        The keys by which `condition` names a run.
+    """
+    return Varied(other_keys(table), method_options(table))
+
+
+def condition(row: Row, beside: Varied) -> Condition:
     """Read the condition of one run.
 
     Args:
         row: The run.
-        others: Keys that `other_keys` found in its table.
+        beside: What varies in its table.
 
     Returns:
         The settings that name it.
     """
-    names = short_names(others)
-    named = tuple((names[key], _text(key, row.get(CONFIG + key))) for key in others)
-    return Condition(row["optimizer"] or "", named, row["rate"] or "", row["batch"], row["rho"] or 0.0)
+    names = short_names(beside.others)
+    named = tuple((names[key], _text(key, row.get(CONFIG + key))) for key in beside.others)
+    method = row["method"] or ""
+    options = tuple((name, _text(name, row.get(ARGUMENT + name))) for name in beside.options.get(method, ()))
+    variant = Variant(method, row["rho"] or 0.0, options)
+    return Condition(row["optimizer"] or "", named, row["rate"] or "", row["batch"], variant)
 
 
 def cells(table: pd.DataFrame) -> dict[Condition, Cell]:
@@ -99,11 +126,11 @@ def cells(table: pd.DataFrame) -> dict[Condition, Cell]:
     Returns:
         Condition to cell, in the order of `Condition.order`.
     """
-    others = other_keys(table)
+    beside = varied(table)
     grouped: dict[Condition, dict[object, Row]] = {}
     for row in sorted(rows(table), key=lambda row: (str(row["started"]), str(row["run"]))):
         if row["status"] == "finished":
-            grouped.setdefault(condition(row, others), {})[row["seed"]] = row
+            grouped.setdefault(condition(row, beside), {})[row["seed"]] = row
     ordered = sorted(grouped, key=Condition.order)
     return {key: Cell(key, tuple(run for _, run in sorted(grouped[key].items(), key=_by_seed))) for key in ordered}
 
@@ -127,25 +154,14 @@ def label(settings: Condition, of: Iterable[Condition]) -> str:
         parts.append(f"{settings.rate} rate")
     if settings.batch is not None and len({c.batch for c in everything}) > 1:
         parts.append(f"batch {plain(settings.batch)}")
-    if len({c.rho for c in everything}) > 1:
-        parts.append(f"SAM rho {settings.rho:g}" if settings.rho else "without SAM")
+    if len({c.sam for c in everything}) > 1:
+        parts.append(settings.sam.words)
     return ", ".join(parts) or settings.optimizer or "the only setting"
 
 
 def _by_seed(item: tuple[Any, Row]) -> tuple[bool, float, str]:
     seed = item[0]
-    return not _is_number(seed), float(seed) if _is_number(seed) else 0.0, str(seed)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _natural_number(value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0
+    return not is_number(seed), float(seed) if is_number(seed) else 0.0, str(seed)
 
 
 def _text(key: str, value: object) -> str:

@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from lbtrain.records import SUMMARY_NAME, RunRecord, read_record
 from lbtrain.study.axes import batch_size, diverged, learning_rate, num_classes, optimizer_label, rate_label, sam_rho
 from lbtrain.study.folders import natural, run_folders, suggestion
+from lbtrain.study.methods import arguments, method_label
 
 CONFIG = "config."  # keeps config keys apart from metrics and from the columns below
+ARGUMENT = "method."  # and so for the arguments of the method, whatever key its callback stands under
 COLUMNS = (
     "run",
     "status",  # finished, failed, unfinished (no summary), unreadable (broken summary)
@@ -21,6 +23,7 @@ COLUMNS = (
     "optimizer",
     "rate",
     "batch",
+    "method",  # of SAM's family; empty without
     "rho",
     "lr",
     "seed",
@@ -49,7 +52,8 @@ def load_sweep(sweep_dir: str | Path | Sequence[str | Path]) -> pd.DataFrame:
         sweep_dir: Folder of a sweep or of a single run, or several of them (seeds that ran apart, for example).
 
     Returns:
-        One row per run: `COLUMNS`, then each config key behind `config.`, then each metric under its own key.
+        One row per run: `COLUMNS`, then each config key behind `config.`, each argument of the method behind
+        `method.`, and each metric under its own key.
 
     Raises:
         NoRunsError: If a folder is not there or holds no run.
@@ -93,7 +97,7 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
     for column in table.columns:
         values = table[column].dropna()
-        measured = column in _NUMBERS or (column not in COLUMNS and not column.startswith(CONFIG))
+        measured = column in _NUMBERS or (column not in COLUMNS and not column.startswith((CONFIG, ARGUMENT)))
         if measured and all(isinstance(value, int | float) for value in values):
             table[column] = table[column].astype(float)
     return table
@@ -124,6 +128,7 @@ def _described(
         "optimizer": optimizer_label(config),
         "rate": rate_label(config) if config else None,
         "batch": batch_size(config, metrics),
+        "method": method_label(config) if config else None,
         "rho": sam_rho(config) if config else None,
         "lr": learning_rate(config, metrics),
         "seed": config.get("seed"),
@@ -131,6 +136,7 @@ def _described(
         "objective": config.get("objective"),
         "classes": classes,
         **{f"{CONFIG}{key}": value for key, value in config.items()},
+        **{f"{ARGUMENT}{name}": value for name, value in arguments(config).items()},
         **metrics,
     }
 

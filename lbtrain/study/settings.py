@@ -6,9 +6,12 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from lbtrain.study.load import CONFIG
+from lbtrain.study.load import ARGUMENT, CONFIG
+from lbtrain.study.methods import members
 
 Row: TypeAlias = dict[str, Any]
+
+_AXES = ("optimizer", "rate", "batch", "method", "rho", "seed")
 
 # Where a run writes, and what a logger calls it, differ from run to run and change no number.
 _PLACES = ("dirpath", "save_dir", "root_dir", "default_root_dir", "log_dir", "ckpt_path", "filename", "tags", "notes")
@@ -46,7 +49,7 @@ def varying(table: pd.DataFrame) -> list[str]:
     Returns:
         Keys without the `config.` prefix, sorted.
     """
-    recorded = [row for row in rows(table) if row["status"] in {"finished", "failed"}]
+    recorded = _recorded(table)
     keys = sorted((key.removeprefix(CONFIG) for key in table.columns if key.startswith(CONFIG)), key=_by_depth)
     values = {key: tuple(repr(row.get(CONFIG + key)) for row in recorded) for key in keys}
     seen: set[tuple[str, tuple[str, ...]]] = set()
@@ -63,24 +66,86 @@ def varying(table: pd.DataFrame) -> list[str]:
 
 
 def other_keys(table: pd.DataFrame) -> list[str]:
-    """List the varying keys that optimizer, rate, batch, SAM and seed do not settle.
+    """List the varying keys that optimizer, rate, batch, SAM's family and seed do not settle.
 
     Args:
         table: As `load_sweep` gives it.
 
     Returns:
-        Keys without the `config.` prefix, sorted; empty for a sweep over those axes only.
+        Keys without the `config.` prefix, sorted; empty for a sweep over those axes only. What stands below the
+        callback of a method is the method's own, see `method_options`.
     """
-    recorded = [row for row in rows(table) if row["status"] in {"finished", "failed"}]
-    found = []
-    for key in varying(table):
-        settled: dict[tuple[Any, ...], set[str]] = {}
-        for row in recorded:
-            axes = tuple(row[name] for name in ("optimizer", "rate", "batch", "rho", "seed"))
-            settled.setdefault(axes, set()).add(repr(row.get(CONFIG + key)))
-        if any(len(values) > 1 for values in settled.values()):
-            found.append(key)
+    recorded = _recorded(table)
+    nodes = [method_nodes(row) for row in recorded]
+    return [
+        key
+        for key in varying(table)
+        if not _settled(
+            recorded,
+            [None if below(key, own) else row.get(CONFIG + key) for row, own in zip(recorded, nodes, strict=True)],
+        )
+    ]
+
+
+def method_options(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """List the arguments of each method that vary among its runs, and that its radius and the axes do not settle.
+
+    Args:
+        table: As `load_sweep` gives it.
+
+    Returns:
+        Method to names of arguments, without the `method.` prefix; methods without any are left out.
+    """
+    recorded = _recorded(table)
+    names = sorted(key for key in table.columns if key.startswith(ARGUMENT))
+    found = {}
+    for method in sorted({row["method"] for row in recorded if row["method"]}):
+        own = [row for row in recorded if row["method"] == method]
+        options = [key for key in names if not _settled(own, [row.get(key) for row in own])]
+        if options:
+            found[method] = tuple(key.removeprefix(ARGUMENT) for key in options)
     return found
+
+
+def extra_columns(table: pd.DataFrame) -> dict[str, str]:
+    """Name the columns of the table that vary beside the axes, for people.
+
+    Args:
+        table: As `load_sweep` gives it.
+
+    Returns:
+        Column to a name that no other column has, such as "config.optimizer.lr" to "optimizer.lr".
+    """
+    short = short_names(other_keys(table))
+    found = {CONFIG + key: name if name not in table.columns else key for key, name in short.items()}
+    options = sorted({name for names in method_options(table).values() for name in names})
+    taken = {*table.columns, *found.values()}
+    return found | {ARGUMENT + name: ARGUMENT + name if name in taken else name for name in options}
+
+
+def method_nodes(row: Row) -> list[str]:
+    """Find where in its config a run's method stands.
+
+    Args:
+        row: The run.
+
+    Returns:
+        Keys of nodes, such as "callbacks.gsam".
+    """
+    return list(members({key.removeprefix(CONFIG): value for key, value in row.items() if key.startswith(CONFIG)}))
+
+
+def below(key: str, nodes: Sequence[str]) -> bool:
+    """Tell whether a key stands at or below one of these nodes.
+
+    Args:
+        key: Such as "callbacks.gsam.alpha".
+        nodes: Such as "callbacks.gsam".
+
+    Returns:
+        Whether it does.
+    """
+    return any(f"{key}.".startswith(f"{node}.") for node in nodes)
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -101,6 +166,18 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
             if sum(f".{other}".endswith(f".{names[key]}") for other in bare) == 1:
                 break
     return names
+
+
+def _recorded(table: pd.DataFrame) -> list[Row]:
+    return [row for row in rows(table) if row["status"] in {"finished", "failed"}]
+
+
+def _settled(recorded: Sequence[Row], values: Sequence[Any]) -> bool:
+    # Whether runs that share the axes share the value.
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for row, value in zip(recorded, values, strict=True):
+        found.setdefault(tuple(row[name] for name in _AXES), set()).add(repr(value))
+    return all(len(different) == 1 for different in found.values())
 
 
 def _settled_by_class(key: str, values: dict[str, tuple[str, ...]]) -> bool:

@@ -254,3 +254,14 @@ def test_nearest():
 def test_reading_a_config_needs_no_torch():
     code = "import sys, lbtrain.app.instantiate, lbtrain.app.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_two_callbacks_that_climb_are_refused_before_anything_starts():
+    cfg = OmegaConf.create({
+        "callbacks": {
+            "sam": {"_target_": "lbtrain.callbacks.sam.SAM"},
+            "gsam": {"_target_": "lbtrain.callbacks.gsam.GSAM"},
+        }
+    })
+    with pytest.raises(ConfigError, match="callbacks: SAM and GSAM each replace the gradient .* keep one of them"):
+        validate(cfg)
