@@ -97,7 +97,6 @@ class Climber(Callback):
         # As in the authors' code: T = |w| + eta for what is called a weight, the identity for biases.
         self._adapted = frozenset(i for i, name in self._names.items() if "weight" in name)
         groups = trainer.optimizers[0].param_groups
-        self._highest = {i: float(group["lr"]) for i, group in enumerate(groups)}
         for i, group in enumerate(groups):
             check_number(f"sam_rho of parameter group {i}", group.get("sam_rho", 0), "0 leaves the group where it is")
         self._warn_of_rounding(trainer)
@@ -105,6 +104,11 @@ class Climber(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the copies."""
         self._copies = {}
+
+    def _note_rates(self, trainer: Trainer) -> None:
+        """Note the rates outside of the optimizer's step, in which a warmup lowers them."""
+        if self._radius.schedule == "lr":
+            self._highest = {i: float(group["lr"]) for i, group in enumerate(trainer.optimizers[0].param_groups)}
 
     def _climbers(
         self, trainer: Trainer, vectors: Sequence[Tensor | None], rho: Callable[[Mapping[str, Any], int], float]

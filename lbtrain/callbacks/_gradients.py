@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lbtrain._lightning import Trainer, prepare_for_backward
+from lbtrain._lightning import MisconfigurationException, Trainer, prepare_for_backward
 from lbtrain.callbacks._shards import gradient, part
 
 
@@ -20,10 +20,18 @@ def take(params: Iterable[Tensor]) -> list[Tensor | None]:
 
     Returns:
         The part of each gradient that this process holds, None where there was none.
+
+    Raises:
+        MisconfigurationException: If a gradient is sparse.
     """
     taken = []
     for p in params:
         grad = gradient(p)
+        if grad is not None and grad.is_sparse:
+            raise MisconfigurationException(
+                f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot take part in an ascent over "
+                "all parameters: build its layer, as a rule an Embedding, with sparse=False"
+            )
         taken.append(None if grad is None else part(grad))
         p.grad = None
     return taken

@@ -71,8 +71,8 @@ class Radius:
         Args:
             trainer: The Trainer, in a training batch.
             group: Parameter group; its own `sam_rho` stands in for `rho`.
-            highest: Learning rate of the group when training started, for optimizers without a scheduler; None for a
-                group that was added since.
+            highest: Learning rate of the group outside of the optimizer's step, for optimizers without a scheduler;
+                None for that of now.
 
         Returns:
             The radius, in units of parameter norm.

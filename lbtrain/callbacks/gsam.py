@@ -35,8 +35,8 @@ class GSAM(SAM):
 
     def __init__(self, rho: float = 0.05, alpha: float = 0.4, **options: Any) -> None:
         super().__init__(rho, **options)
-        check_number("alpha", alpha, "0.4 is the authors' value for ResNets, 0 is SAM")
+        check_number("alpha", alpha, "0.4 is the value of the authors' CIFAR-10 example, 0 is SAM")
         self.alpha = alpha
 
     def _combined(self, first: list[Tensor], second: list[Tensor], where: list[int], space: Space) -> list[Tensor]:
-        return gsam_gradient(first, second, self.alpha, space=space)
+        return gsam_gradient(first, second, self.alpha, in_place=True, space=space)

@@ -72,6 +72,7 @@ class MomentumSAM(Climber):
         if self._climbs is None:
             self._climbs = self._span.contains_now(trainer)
             if self._climbs:
+                self._note_rates(trainer)
                 self._log.open(trainer)
         if self._climbs:
             self._move(trainer)
@@ -119,7 +120,9 @@ class MomentumSAM(Climber):
             group = trainer.optimizers[0].param_groups[0]
             length = climbers.space.norm(climbers.gradients)
             self._log.climbed(length, self._radius.now(trainer, group, self._highest.get(0)), None)
-        self._away.enter_context(elsewhere(trainer, climbers.weights, self._steps(climbers), self._backup(climbers)))
+        steps = self._steps(climbers)
+        self._away.enter_context(elsewhere(trainer, climbers.weights, steps, self._backup(climbers)))
+        steps.clear()  # the pass needs their memory
 
     @staticmethod
     def _steps(climbers: Climbers) -> list[Tensor]:

@@ -104,6 +104,7 @@ class SAM(Climber):
         if self._climbs is None:
             self._climbs = self._climbs_now(trainer)
             if self._climbs:
+                self._note_rates(trainer)
                 self.log_of_ascent.open(trainer, self.every_n_steps)
         if self._climbs:
             kept = deepcopy(batch) if self.clone_batches else batch

@@ -58,7 +58,7 @@ class WSAM(SAM):
         if self.decoupled and not self._hooks:
             optimizer = trainer.optimizers[0]
             self._hooks = [
-                optimizer.register_step_pre_hook(lambda *_: self._note_rates()),
+                optimizer.register_step_pre_hook(lambda *_: self._note_used_rates()),
                 optimizer.register_step_post_hook(lambda *_: self._descend()),
             ]
 
@@ -69,9 +69,10 @@ class WSAM(SAM):
 
     def _combined(self, first: list[Tensor], second: list[Tensor], where: list[int], space: Space) -> list[Tensor]:
         if not self.decoupled:
-            return wsam_gradient(first, second, self.gamma)
+            return wsam_gradient(first, second, self.gamma, in_place=True)
         if first:
-            change = torch._foreach_sub(second, first)
+            change = second
+            torch._foreach_sub_(change, first)
             scale = loss_scale(self._trainer)
             if scale != 1.0:
                 torch._foreach_add_(first, change, alpha=0.0)  # an overflow at w + e must reach the scaler, as NaN
@@ -88,7 +89,7 @@ class WSAM(SAM):
         super()._forget()
         self._sharpness = []
 
-    def _note_rates(self) -> None:
+    def _note_used_rates(self) -> None:
         self._rates = [group["lr"] for group in self._trainer.optimizers[0].param_groups]
 
     @torch.no_grad()

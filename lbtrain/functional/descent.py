@@ -21,7 +21,12 @@ _ROUNDING = 32.0
 
 
 def gsam_gradient(
-    gradients: Sequence[Tensor], ascended: Sequence[Tensor], alpha: float, *, space: Space = WHOLE
+    gradients: Sequence[Tensor],
+    ascended: Sequence[Tensor],
+    alpha: float,
+    *,
+    in_place: bool = False,
+    space: Space = WHOLE,
 ) -> list[Tensor]:
     """Return `g_s - alpha * (g - (<g, g_s> / |g_s|^2) g_s)`: lower the loss at w + e, and the gap to it.
 
@@ -29,16 +34,17 @@ def gsam_gradient(
         gradients: g, the gradient at w.
         ascended: g_s, the gradient at w + e, same shapes.
         alpha: Weight of the gap, no unit; 0 gives SAM.
+        in_place: Turn g_s itself into the result.
         space: How the inner products are taken.
 
     Returns:
-        One new tensor per gradient.
+        One tensor per gradient.
 
     References:
         Zhuang et al. (2022), arXiv 2203.08065, algorithm 1.
     """
     along = space.dot(gradients, ascended) / (space.dot(ascended, ascended) + _TINY)
-    result = multiplied([g.clone() for g in ascended], 1.0 + alpha * along)
+    result = multiplied(list(ascended) if in_place else [g.clone() for g in ascended], 1.0 + alpha * along)
     if result:
         torch._foreach_add_(result, list(gradients), alpha=-alpha)
     return result
@@ -91,24 +97,28 @@ def looksam_gradient(
     return result
 
 
-def wsam_gradient(gradients: Sequence[Tensor], ascended: Sequence[Tensor], gamma: float) -> list[Tensor]:
+def wsam_gradient(
+    gradients: Sequence[Tensor], ascended: Sequence[Tensor], gamma: float, *, in_place: bool = False
+) -> list[Tensor]:
     """Return `(1 - a) g + a g_s`, a = gamma / (1 - gamma): the gradient of L + a (L_SAM - L).
 
     Args:
         gradients: g, the gradient at w.
         ascended: g_s, the gradient at w + e, same shapes.
         gamma: Weight of the sharpness, in [0, 1); 0.5 gives SAM, 0 plain training.
+        in_place: Turn g_s itself into the result.
 
     Returns:
-        One new tensor per gradient.
+        One tensor per gradient.
 
     References:
         Yue et al. (2023), arXiv 2305.15817, eq. 7.
     """
     weight = sharpness_weight(gamma)
-    result = list(torch._foreach_mul(list(gradients), 1.0 - weight)) if gradients else []
+    result = list(ascended) if in_place else [g.clone() for g in ascended]
     if result:
-        torch._foreach_add_(result, list(ascended), alpha=weight)
+        torch._foreach_mul_(result, weight)
+        torch._foreach_add_(result, list(gradients), alpha=1.0 - weight)
     return result
 
 

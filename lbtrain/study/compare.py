@@ -53,9 +53,9 @@ def sam_pairs(
     """
     for key, cell in family.cells.items():
         if key.rate == rate and key.sam == variant and variant.rho > 0:
-            plain = min((c for c in family.cells if _is_plain(c, key, cost)), key=lambda c: _unlike(c, key), default=None)
-            if plain is not None:
-                yield key.batch, family.cells[plain], cell
+            stand_ins = [other for other in family.cells if _is_plain(other, key, cost)]
+            if stand_ins:
+                yield key.batch, family.cells[min(stand_ins, key=lambda other: _unlike(other, key))], cell
 
 
 def also_differs(table: pd.DataFrame, before: Cell, after: Cell, axis: str) -> str:

@@ -6,9 +6,11 @@ import pandas as pd
 
 from lbtrain.study.axes import higher_is_better
 from lbtrain.study.conditions import Cell, Condition, cells
+from lbtrain.study.methods import Variant
 from lbtrain.study.settings import rows
 
 MAX_FAMILIES = 6  # more panels than this are not looked at, and more sentences are not read
+MAX_VARIANTS = 9  # more lines than this in one panel are not told apart; plain training and eight methods are not more
 
 
 @dataclass(frozen=True)
@@ -31,28 +33,29 @@ class Family:
         return sorted({c.rate for c in self.cells}, key=lambda rate: (rate != "fixed", rate))
 
     @property
-    def rhos(self) -> list[float]:
-        """Radii of SAM in these runs; 0 (without) first."""
-        return sorted({c.rho for c in self.cells})
+    def variants(self) -> list[Variant]:
+        """Methods of SAM's family in these runs; plain training first."""
+        return sorted({c.sam for c in self.cells}, key=Variant.order)
 
-    def line(self, rate: str, rho: float) -> list[tuple[float, Cell]]:
+    def line(self, rate: str, variant: Variant) -> list[tuple[float, Cell]]:
         """Take the cells along the batch axis.
 
         Args:
             rate: As in `rates`.
-            rho: As in `rhos`.
+            variant: As in `variants`.
 
         Returns:
             Batch size and cell, smallest batch first.
         """
-        line = [(c.batch, cell) for c, cell in self.cells.items() if c.rate == rate and c.rho == rho]
+        line = [(c.batch, cell) for c, cell in self.cells.items() if c.rate == rate and c.sam == variant]
         return sorted(((batch, cell) for batch, cell in line if batch is not None), key=lambda pair: pair[0])
 
 
 def families(table: pd.DataFrame) -> list[Family]:
     """Split the finished runs by optimizer and by the settings that are no axis.
 
-    With more than `MAX_FAMILIES`, only the best of each optimizer by the objective is kept.
+    With more than `MAX_FAMILIES`, only the best of each optimizer by the objective is kept; with more than
+    `MAX_VARIANTS`, of each method only its best.
 
     Args:
         table: As `load_sweep` gives it.
@@ -61,20 +64,34 @@ def families(table: pd.DataFrame) -> list[Family]:
         The families, in order of their names.
     """
     everything = cells(table)
+    shown = _shown_variants(table)
     grouped: dict[tuple[str, tuple[tuple[str, str], ...]], dict[Condition, Cell]] = {}
     for key, cell in everything.items():
-        grouped.setdefault((key.optimizer, key.others), {})[key] = cell
+        if key.sam in shown:
+            grouped.setdefault((key.optimizer, key.others), {})[key] = cell
     kept = list(grouped)
     if len(grouped) > MAX_FAMILIES:
         leaders: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {}
         for cell in ranked(table):
-            leaders.setdefault(cell.condition.optimizer, (cell.condition.optimizer, cell.condition.others))
+            family = (cell.condition.optimizer, cell.condition.others)
+            if family in grouped:
+                leaders.setdefault(cell.condition.optimizer, family)
         kept = sorted(leaders.values())[:MAX_FAMILIES]
     return [
         Family(optimizer, ", ".join([optimizer or "this model", *(" ".join(pair) for pair in others)]), grouped[key])
         for key in kept
         for optimizer, others in [key]
     ]
+
+
+def _shown_variants(table: pd.DataFrame) -> set[Variant]:
+    variants = {key.sam for key in cells(table)}
+    if len(variants) <= MAX_VARIANTS:
+        return variants
+    best: dict[str, Variant] = {}
+    for cell in [*ranked(table), *cells(table).values()]:  # the second for methods without a value to rank by
+        best.setdefault(cell.condition.sam.method, cell.condition.sam)
+    return set(sorted(best.values(), key=Variant.order)[:MAX_VARIANTS])
 
 
 def objective(table: pd.DataFrame) -> str | None:

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,9 +19,10 @@ from lbtrain.study.estimates import digits, plain
 from lbtrain.study.families import objective, ranked
 from lbtrain.study.series import Line, Plot, plots
 
-# Okabe and Ito (2008), "Color Universal Design": told apart with every common colour blindness; black last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "*")
+# Okabe and Ito (2008), "Color Universal Design": told apart with every common colour blindness; then wine and grey, so
+# that there is one for each of MAX_VARIANTS.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#888888")
+MARKERS = ("o", "s", "^", "D", "v", "P", "*", "p", "<")
 WIDTH = 4.0  # inches: shown 345 px wide on a phone, 11 pt become more than 9 pt
 PANEL_HEIGHT = 2.35  # inches
 DPI = 200
@@ -90,7 +91,8 @@ def _png(draw: Callable[[], Figure]) -> bytes:
 
 def _draw(plot: Plot) -> Figure:
     legend: dict[str, Line2D] = {}
-    rows = (len({line.label for panel in plot.panels for line in panel.lines}) + 2) // 2
+    labels = {line.label for panel in plot.panels for line in panel.lines}
+    rows = len(labels) // _columns(labels) + 1  # one to spare: for what diverged, or the second half of an odd number
     size = (WIDTH, PANEL_HEIGHT * len(plot.panels) + 0.7 + 0.24 * rows)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(len(plot.panels), 1, sharex=True, sharey=True, squeeze=False)
@@ -101,8 +103,9 @@ def _draw(plot: Plot) -> Figure:
         if plot.reference is not None:
             axes.axhline(plot.reference, color="#595959", linewidth=1, linestyle=":")
         for i, line in enumerate(panel.lines):
-            # A little apart, so that lines that coincide are both seen.
-            legend |= _draw_line(axes, line, 2.0 ** (0.12 * (i - (len(panel.lines) - 1) / 2)))
+            # A little apart, so that lines that coincide are both seen; many stay nearer to their batch than to the next.
+            apart = min(0.12, 0.6 / len(panel.lines))
+            legend |= _draw_line(axes, line, 2.0 ** (apart * (i - (len(panel.lines) - 1) / 2)))
     _scale(plot, grid[0, 0])
     grid[-1, 0].set_xlabel("global batch size")
     figure.suptitle(textwrap.fill(plot.title, 38), fontsize=11.5, fontweight="bold", x=0.02, ha="left")
@@ -171,8 +174,8 @@ def _draw_ranking(order: list[Cell], names: list[str], metric: str, title: str) 
     return figure
 
 
-def _columns(legend: dict[str, Line2D]) -> int:
-    return 2 if max(map(len, legend)) <= 16 else 1
+def _columns(labels: Iterable[str]) -> int:
+    return 2 if max(map(len, labels)) <= 16 else 1
 
 
 def _mean(cell: Cell, metric: str) -> str:

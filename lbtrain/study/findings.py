@@ -12,6 +12,7 @@ from lbtrain.study.compare import change, sam_pairs
 from lbtrain.study.conditions import Cell, cells, label
 from lbtrain.study.estimates import difference, digits, interval, mean_over_seeds, plain
 from lbtrain.study.families import Family, families, objective, ranked
+from lbtrain.study.methods import Variant
 from lbtrain.study.phrases import after_mark, also, batch_words, count, factors, joined, level, moves
 
 SHARPNESS = ("hessian/lambda_max", "sharpness/keskar", "sharpness/sam")
@@ -52,12 +53,16 @@ def by_topic(table: pd.DataFrame) -> list[Finding]:
         Findings, those of one topic side by side.
     """
     groups = families(table)
+    climbing = sorted({v for family in groups for v in family.variants if v.rho}, key=Variant.order)
+    methods = list(dict.fromkeys(variant.method for variant in climbing))
+    one = len(methods) == 1
+    who = methods[0] if one else "SAM and its relatives"
     topics = {
         "Best setting": [_best(table)],
         "Larger batches at the fixed rate": [text for family in groups for text in _fixed_rate(table, family)],
         "What scaling the rate does": [text for family in groups for text in _scaled_rates(table, family)],
-        "What SAM does": [text for family in groups for text in _sam(table, family)],
-        "What SAM costs": [_sam_cost(groups)],
+        f"What {who} {'does' if one else 'do'}": [text for family in groups for text in _sam(table, family)],
+        f"What {who} {'costs' if one else 'cost'}": [_sam_cost(groups, method) for method in methods],
         "Edge of stability": [stability(table)],
         "Runs to look at": [diverged(table), not_finished(table), uncertain(table)],
     }
@@ -77,7 +82,7 @@ def _best(table: pd.DataFrame) -> str:
 
 def _fixed_rate(table: pd.DataFrame, family: Family) -> Iterator[str]:
     # From the smallest to the largest batch, when the rate stays.
-    line = family.line("fixed", family.rhos[0])
+    line = family.line("fixed", family.variants[0])
     for metric in SHARPNESS:
         ends = _ends(line, metric)
         if ends:
@@ -95,7 +100,7 @@ def _scaled_rates(table: pd.DataFrame, family: Family) -> Iterator[str]:
     # The same with the scaled rate, and the two rates side by side at the largest batch that both survived.
     metric = _measure(table)
     for rate in family.rates:
-        line = family.line(rate, family.rhos[0])
+        line = family.line(rate, family.variants[0])
         ends = _ends(line, metric) if metric and rate != "fixed" else None
         if metric is None or ends is None:
             continue
@@ -106,7 +111,7 @@ def _scaled_rates(table: pd.DataFrame, family: Family) -> Iterator[str]:
         ]
         tail = f" Diverged at {joined(lost)}." if lost else ""
         yield _along(table, family, rate, metric, ends) + "." + tail
-        fixed = dict(family.line("fixed", family.rhos[0])).get(ends[1][0])
+        fixed = dict(family.line("fixed", family.variants[0])).get(ends[1][0])
         if fixed is not None:
             yield from _side_by_side(table, family, rate, ends[1][0], fixed, ends[1][1], metric)
 
@@ -130,17 +135,17 @@ def _side_by_side(
 
 
 def _sam(table: pd.DataFrame, family: Family) -> Iterator[str]:
-    # What SAM multiplies the sharpness by at each batch, and adds to the accuracy.
+    # What each method multiplies the sharpness by at each batch, and adds to the accuracy.
     metric = _measure(table)
     for rate in family.rates:
-        for rho in family.rhos:
-            pairs = list(sam_pairs(family, rate, rho))
+        for variant in family.variants:
+            pairs = list(sam_pairs(family, rate, variant))
             moved = [(b, c) for b, plain, sam in pairs if metric and (c := change(plain, sam, metric)) is not None]
             if not metric or not moved:
                 continue
             more = next((text for _, a, b in pairs if (text := also(table, a, b, "rho"))), "")
             yield (
-                f"With {family.name} at the {rate} rate, SAM (rho {rho:g}) multiplies {words(metric)} by "
+                f"With {family.name} at the {rate} rate, {variant.subject} multiplies {words(metric)} by "
                 f"{factors(moved)}{_accuracy_gain(pairs)}{more}."
             )
 
@@ -151,27 +156,29 @@ def _accuracy_gain(pairs: list[tuple[float | None, Cell, Cell]]) -> str:
     return f", and changes test accuracy by {joined(parts)}" if parts else ""
 
 
-def _sam_cost(groups: list[Family]) -> str:
+def _sam_cost(groups: list[Family], method: str) -> str:
     for metric in ("time/step_ms", "time/fit_s"):
         logs = [
             math.log(moved.ratio.mean)
             for family in groups
             for rate in family.rates
-            for rho in family.rhos
-            for _, plain, sam in sam_pairs(family, rate, rho)
+            for variant in family.variants
+            if variant.method == method
+            for _, plain, sam in sam_pairs(family, rate, variant, cost=True)
             if (moved := change(plain, sam, metric)) is not None
         ]
         if logs:
             low, high = (digits(math.exp(extreme(logs))) for extreme in (min, max))
             span = f", from {low}x to {high}x" if low != high else ""
             mean = digits(math.exp(mean_over_seeds(logs).mean))
-            return f"SAM costs {mean}x the {words(metric)}{span} (over {count(len(logs), 'pair')} of settings)."
+            return f"{method} costs {mean}x the {words(metric)}{span} (over {count(len(logs), 'pair')} of settings)."
     return ""
 
 
 def _base(family: Family) -> str:
-    # Runs without SAM where there are any.
-    return family.name + (f" and SAM (rho {family.rhos[0]:g})" if family.rhos[0] else "")
+    # Runs that train plainly where there are any.
+    base = family.variants[0]
+    return family.name + (f" and {base.subject}" if base.rho else "")
 
 
 def _measure(table: pd.DataFrame) -> str | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 # Class of a callback -> radius where a config leaves it out; a test holds them to the callbacks' signatures.
 DEFAULT_RHO = {"SAM": 0.05, "GSAM": 0.05, "LookSAM": 0.1, "FriendlySAM": 0.05, "WSAM": 0.05, "MomentumSAM": 0.3}
@@ -107,7 +107,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Tell a finite number from anything else, True and False included.
 
     Args:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lbtrain.study.attention import outcome_counts
-from lbtrain.study.conditions import cells, condition
+from lbtrain.study.conditions import cells, condition, varied
 from lbtrain.study.estimates import plain
-from lbtrain.study.families import MAX_FAMILIES, families
+from lbtrain.study.families import MAX_FAMILIES, MAX_VARIANTS, families
 from lbtrain.study.findings import Finding, by_topic
+from lbtrain.study.methods import Variant
 from lbtrain.study.phrases import count, joined
-from lbtrain.study.settings import other_keys, rows, short_names
+from lbtrain.study.settings import rows, short_names
 from lbtrain.study.tables import lost_runs, settings_table
 
 MAX_VARYING = 10  # settings that the first sentence names
@@ -67,15 +68,15 @@ def overview(table: pd.DataFrame) -> str:
     Returns:
         One or two sentences.
     """
-    others = other_keys(table)
-    conditions = [condition(row, others) for row in rows(table) if row["status"] in {"finished", "failed"}]
+    beside = varied(table)
+    conditions = [condition(row, beside) for row in rows(table) if row["status"] in {"finished", "failed"}]
     axes = {
         "optimizer": sorted({c.optimizer for c in conditions}),
         "learning rate": sorted({c.rate for c in conditions}, key=lambda rate: (rate != "fixed", rate)),
         "batch size": [plain(batch) for batch in sorted({c.batch for c in conditions if c.batch is not None})],
-        "SAM": [f"rho {rho:g}" if rho else "without" for rho in sorted({c.rho for c in conditions})],
+        **_methods({c.sam for c in conditions}),
     }
-    for i, name in enumerate(short_names(others).values()):
+    for i, name in enumerate(short_names(beside.others).values()):
         axes[name] = sorted({c.others[i][1] for c in conditions}, key=_numbers_first)
     seeds = {str(row["seed"]) for row in rows(table) if row["seed"] is not None}
     vary = [f"{name} ({_few(values)})" for name, values in axes.items() if len(values) > 1]
@@ -98,6 +99,7 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
     seeds = max((len(cell.runs) for cell in cells(table).values()), default=0)
     repeated = sum(row["status"] == "finished" for row in rows(table)) - sum(len(c.runs) for c in cells(table).values())
     groups = {(c.optimizer, c.others) for c in cells(table)}
+    variants = {c.sam for c in cells(table)}
     found = [
         "One seed per setting: differences carry no error bar. Sweep seed=0,1,2 to get one."
         if seeds <= 1
@@ -114,6 +116,21 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
         found.append(
             f"{count(repeated, 'run')} repeated by a newer one with the same settings and seed: not averaged in."
         )
+    if len({variant.method for variant in variants if variant.rho}) > 1:
+        found.append(
+            "Rho is in the unit of its method: of the parameters' norm for most, relative to each weight for ASAM, of "
+            "one weight for p=inf. Equal values of two methods are not equal steps."
+        )
+    if any(variant.method and not variant.rho for variant in variants):
+        found.append(
+            "A method with rho 0 trains as without it, at its cost: it stands in for runs without where there are none."
+        )
+    if len(variants) > MAX_VARIANTS:
+        kept = sorted({variant for family in families(table) for variant in family.variants}, key=Variant.order)
+        found.append(
+            f"Of {len(variants)} methods with their settings, the sentences and figures treat the best of each method: "
+            f"{'; '.join(variant.words for variant in kept)}."
+        )
     if len(groups) > MAX_FAMILIES:
         shown = joined([family.name for family in families(table)]) if families(table) else "none"
         found.append(
@@ -122,8 +139,22 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _methods(variants: set[Variant]) -> dict[str, list[str]]:
+    # With one method its radius is the axis, under its name; the arguments that vary are axes of their own.
+    ordered = sorted(variants, key=Variant.order)
+    methods = list(dict.fromkeys(variant.method for variant in ordered if variant.method))
+    if len(methods) > 1:
+        axes = {"method": [variant._replace(options=()).words for variant in ordered]}
+    else:
+        axes = {"".join(methods): [f"rho {v.rho:g}" if v.method else "without" for v in ordered]}
+    for variant in ordered:
+        for name, value in variant.options:
+            axes.setdefault(f"{variant.method} {name}", []).append(value)
+    return {name: list(dict.fromkeys(values)) for name, values in axes.items()}
+
+
 def _few(values: list[str]) -> str:
-    return ", ".join(values) if len(values) <= 8 else f"{len(values)} values, {values[0]} to {values[-1]}"
+    return ", ".join(values) if len(values) <= MAX_VARIANTS else f"{len(values)} values, {values[0]} to {values[-1]}"
 
 
 def _numbers_first(value: str) -> tuple[bool, float, str]:

@@ -11,11 +11,11 @@ import jinja2
 import pandas as pd
 
 from lbtrain.records import replace_file
-from lbtrain.study.conditions import condition
+from lbtrain.study.conditions import condition, varied
 from lbtrain.study.figures import Picture, pictures
-from lbtrain.study.load import CONFIG, load_sweep
+from lbtrain.study.load import ARGUMENT, CONFIG, load_sweep
 from lbtrain.study.pages import Page, page
-from lbtrain.study.settings import Row, other_keys, rows, short_names
+from lbtrain.study.settings import Row, extra_columns, rows
 
 FIGURE_NAMES = (
     "lambda_max",
@@ -26,7 +26,7 @@ FIGURE_NAMES = (
     "time_ratio",
     "ranking",
 )
-_CSV_FIRST = ("run", "status", "outcome", "error", "optimizer", "rate", "batch", "lr", "rho", "seed")
+_CSV_FIRST = ("run", "status", "outcome", "error", "optimizer", "rate", "batch", "lr", "method", "rho", "seed")
 _CSV_LAST = ("overrides", "started", "duration_s", "git_commit")
 
 
@@ -98,15 +98,15 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per run.
     """
-    others = other_keys(table)
+    beside = varied(table)
 
     def order(row: Row) -> tuple[object, ...]:
         known = row["status"] in {"finished", "failed"}
-        return (not known, *condition(row, others).order(), str(row["seed"]), str(row["run"]))
+        return (not known, *condition(row, beside).order(), str(row["seed"]), str(row["run"]))
 
     by_settings = sorted(range(len(table)), key=lambda i: order(rows(table.iloc[[i]])[0]))
-    metrics = sorted(key for key in table.columns if not key.startswith(CONFIG) and "/" in key)
-    names = {CONFIG + key: name if name not in table.columns else key for key, name in short_names(others).items()}
+    metrics = sorted(key for key in table.columns if not key.startswith((CONFIG, ARGUMENT)) and "/" in key)
+    names = extra_columns(table)
     columns = [*_CSV_FIRST, *names, *metrics, *_CSV_LAST]
     return table.iloc[by_settings][columns].rename(columns=names)
 

@@ -1,6 +1,6 @@
 """What each figure shows, as numbers: plots of panels of lines of points."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -8,6 +8,7 @@ from lbtrain.study.compare import change, sam_pairs
 from lbtrain.study.conditions import Cell
 from lbtrain.study.estimates import Estimate, digits, plain
 from lbtrain.study.families import Family, families
+from lbtrain.study.methods import Variant
 
 
 @dataclass(frozen=True)
@@ -111,56 +112,97 @@ def plots(table: pd.DataFrame) -> list[Plot]:
 
 
 def _by_rate(groups: list[Family], metric: str, name: str, title: str, unit: str) -> Plot:
-    panels = []
+    panels, colours = [], _colours(groups)
     for family in groups:
         lines = [
-            _line(f"{'scaled' if rate != 'fixed' else 'fixed'} rate, {_sam(rho)}", i, rate == "fixed", points, metric)
+            _line(_label(rate, variant), colours[variant], rate == "fixed", points, metric)
             for rate in family.rates
-            for i, rho in enumerate(family.rhos)
-            if (points := family.line(rate, rho))
+            for variant in family.variants
+            if (points := family.line(rate, variant))
         ]
-        panels.append(_panel(family.name, lines))
+        panels.append(_panel(family.name, lines, colours[family.variants[0]]))
     return Plot(name, f"{title} against batch size", unit, _kept(panels))
 
 
 def _losses(groups: list[Family], scaled: bool) -> tuple[Panel, ...]:
-    panels = []
+    panels, colours = [], _colours(groups)
     for family in groups:
         for rate in family.rates:
             if (rate != "fixed") is scaled:
                 lines = [
-                    _line(f"{stage}, {_sam(rho)}", i, stage == "train", points, f"{stage}/loss")
+                    _line(f"{stage}, {variant.legend}", colours[variant], stage == "train", points, f"{stage}/loss")
                     for stage in ("train", "test")
-                    for i, rho in enumerate(family.rhos)
-                    if (points := family.line(rate, rho))
+                    for variant in family.variants
+                    if (points := family.line(rate, variant))
                 ]
-                panels.append(_panel(f"{family.name}, {rate} rate" if scaled else family.name, lines))
+                name = f"{family.name}, {rate} rate" if scaled else family.name
+                panels.append(_panel(name, lines, colours[family.variants[0]]))
     return _kept(panels)
 
 
 def _time_ratio(groups: list[Family]) -> Plot:
-    for metric, unit in (
-        ("time/step_ms", "step time, SAM / plain"),
-        ("time/fit_s", "fit time, SAM / plain"),
-    ):
-        lines = [
-            Line(f"{family.name}, {rate} rate" + (f", rho {rho:g}" if len(family.rhos) > 2 else ""), i, dashed, points)
-            for i, family in enumerate(groups)
-            for rate in family.rates
-            for rho in family.rhos
-            for dashed in [rate == "fixed"]
-            if (points := _ratios(family, rate, rho, metric))
-        ]
+    climbing = [variant for variant in _colours(groups) if variant.rho]
+    for metric, thing in (("time/step_ms", "step"), ("time/fit_s", "fit")):
+        panels = _ratios_of_one(groups, metric) if len(climbing) == 1 else _ratios_of_several(groups, metric)
+        lines = [line for panel in panels for line in panel.lines]
         if lines:
             low, high = _span(lines)
-            title = f"A step with SAM takes {low} to {high} times as long"
-            return Plot("time_ratio", title, unit, (Panel(title, tuple(lines)),), reference=2.0)
+            method = climbing[0].method if len({variant.method for variant in climbing}) == 1 else ""
+            who = method or "SAM or a relative"
+            span = f"{low} to {high}" if low != high else low
+            title = f"A {thing} with {who} takes {span} times as long"
+            panels = tuple(replace(panel, title=panel.title or title) for panel in panels)
+            return Plot(
+                "time_ratio",
+                title,
+                f"{thing} time, {method} / plain" if method else f"{thing} time / plain",
+                panels,
+                reference=2.0,
+            )
     return Plot("time_ratio", "", "", ())
 
 
-def _ratios(family: Family, rate: str, rho: float, metric: str) -> tuple[Point, ...]:
-    moved = [(batch, change(a, b, metric)) for batch, a, b in sam_pairs(family, rate, rho) if batch is not None]
+def _ratios_of_one(groups: list[Family], metric: str) -> tuple[Panel, ...]:
+    # All families in one panel.
+    lines = [
+        Line(f"{family.name}, {rate} rate", i, rate == "fixed", points)
+        for i, family in enumerate(groups)
+        for rate in family.rates
+        for variant in family.variants
+        if (points := _ratios(family, rate, variant, metric))
+    ]
+    return _kept([Panel("", tuple(lines))])
+
+
+def _ratios_of_several(groups: list[Family], metric: str) -> tuple[Panel, ...]:
+    # As in the other figures, so that a method has one colour.
+    colours = _colours(groups)
+    panels = []
+    for family in groups:
+        lines = [
+            Line(_label(rate, variant), colours[variant], rate == "fixed", points)
+            for rate in family.rates
+            for variant in family.variants
+            if (points := _ratios(family, rate, variant, metric))
+        ]
+        panels.append(Panel(family.name, tuple(lines)))
+    return _kept(panels)
+
+
+def _ratios(family: Family, rate: str, variant: Variant, metric: str) -> tuple[Point, ...]:
+    pairs = [(batch, a, b) for batch, a, b in sam_pairs(family, rate, variant, cost=True) if batch is not None]
+    moved = [(batch, change(a, b, metric)) for batch, a, b in pairs]
     return tuple(Point(batch, pair.ratio) for batch, pair in moved if pair is not None)
+
+
+def _colours(groups: list[Family]) -> dict[Variant, int]:
+    # One for each variant in all panels: they share a legend.
+    everything = {variant for family in groups for variant in family.variants}
+    return {variant: i for i, variant in enumerate(sorted(everything, key=Variant.order))}
+
+
+def _label(rate: str, variant: Variant) -> str:
+    return f"{'scaled' if rate != 'fixed' else 'fixed'} rate, {variant.legend}"
 
 
 def _line(label: str, colour: int, dashed: bool, cells: list[tuple[float, Cell]], metric: str) -> Line:
@@ -170,12 +212,12 @@ def _line(label: str, colour: int, dashed: bool, cells: list[tuple[float, Cell]]
     return Line(label, colour, dashed, kept if any(point.value for point in kept) else ())
 
 
-def _panel(name: str, lines: list[Line]) -> Panel:
-    # Its title gives both ends of the lines without SAM, short enough for the width of a phone.
+def _panel(name: str, lines: list[Line], base: int) -> Panel:
+    # Its title gives both ends of the lines that train plainly, short enough for the width of a phone.
     ends = []
     for line in lines:
         values = [point.value.mean for point in line.points if point.value]
-        if line.colour == 0 and len(values) > 1 and not line.label.startswith("train"):
+        if line.colour == base and len(values) > 1 and not line.label.startswith("train"):
             first, last = (digits(value, significant=2) for value in (values[0], values[-1]))
             ends.append(f"{line.label.split(',')[0].removesuffix(' rate')} {first}\N{RIGHTWARDS ARROW}{last}")
     return Panel("\n".join([name, ", ".join(ends)]).strip(), tuple(line for line in lines if line.points))
@@ -183,10 +225,6 @@ def _panel(name: str, lines: list[Line]) -> Panel:
 
 def _kept(panels: list[Panel]) -> tuple[Panel, ...]:
     return tuple(panel for panel in panels if panel.lines)
-
-
-def _sam(rho: float) -> str:
-    return f"SAM {rho:g}" if rho else "no SAM"
 
 
 def _span(lines: list[Line]) -> tuple[str, str]:

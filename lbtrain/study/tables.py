@@ -7,7 +7,8 @@ from lbtrain.study.compare import run_label
 from lbtrain.study.conditions import Cell, cells
 from lbtrain.study.estimates import digits, plain
 from lbtrain.study.families import objective
-from lbtrain.study.settings import other_keys, rows, short_names
+from lbtrain.study.load import ARGUMENT
+from lbtrain.study.settings import extra_columns, other_keys, rows, short_names
 
 _SHOWN = (
     "train/loss",
@@ -34,6 +35,8 @@ def settings_table(table: pd.DataFrame) -> tuple[tuple[str, ...], tuple[tuple[st
     """
     everything = cells(table)
     names = list(short_names(other_keys(table)).values())
+    extra = extra_columns(table)
+    options = {key.removeprefix(ARGUMENT): name for key, name in extra.items() if key.startswith(ARGUMENT)}
     goal = objective(table)
     wanted = dict.fromkeys([*_SHOWN, goal] if goal else _SHOWN)
     metrics = [m for m in wanted if any(cell.estimate(m) or _lost_value(cell, m) for cell in everything.values())]
@@ -43,7 +46,9 @@ def settings_table(table: pd.DataFrame) -> tuple[tuple[str, ...], tuple[tuple[st
         "rate",
         "batch size",
         "learning rate",
+        "method",
         "SAM rho",
+        *options.values(),
         "seeds",
         *map(_headed, metrics),
         "runs",
@@ -57,7 +62,9 @@ def settings_table(table: pd.DataFrame) -> tuple[tuple[str, ...], tuple[tuple[st
             key.rate,
             "-" if key.batch is None else plain(key.batch),
             "-" if rate is None else plain(rate),
-            f"{key.rho:g}" if key.rho else "none",
+            key.sam.method or "none",
+            f"{key.sam.rho:g}" if key.sam.method else "-",
+            *(dict(key.sam.options).get(name, "-") for name in options),
             str(len(cell.runs)) + (f", {cell.num_diverged} diverged" if cell.num_diverged else ""),
             *(_value(cell, metric) for metric in metrics),
             ", ".join(sorted(str(run["run"]) for run in cell.runs)),

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from lbtrain.study.estimates import digits, plain
 from lbtrain.study.report import Report, results, topics
-from lbtrain.study.settings import other_keys, rows, short_names
+from lbtrain.study.settings import extra_columns, rows
 
 WIDTH = 100
 MAX_ROWS = 100  # the rest stands in results.csv
@@ -36,7 +36,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console = Console(file=console.file, width=WIDTH, force_terminal=console.is_terminal)
     shown = results(report.table)
     console.print(Text(report.page.overview))
-    console.print(comparison(shown.head(MAX_ROWS), other_keys(report.table)))
+    console.print(comparison(shown.head(MAX_ROWS), list(extra_columns(report.table).values())))
     if len(shown) > MAX_ROWS:
         console.print(Text(f"{len(shown) - MAX_ROWS} more in {report.csv}"))
     for topic, texts in topics(report.page):
@@ -55,21 +55,23 @@ def comparison(shown: pd.DataFrame, others: list[str]) -> Table:
 
     Args:
         shown: As `results` gives it.
-        others: Config keys that vary beside the axes of the study.
+        others: Columns that vary beside the axes of the study.
 
     Returns:
         A table for at most 100 columns.
     """
-    names = [key if key in shown.columns else name for key, name in short_names(others).items()][:3]
-    axes = [a for a in ("optimizer", "rate", "batch", "rho", "seed") if shown[a].astype(str).nunique() > 1]
+    names = others[:3]
+    axes = [a for a in ("optimizer", "rate", "batch", *_method_axes(shown), "seed") if _varies(shown, a)]
+    methods = [method for method in shown["method"].dropna().unique() if method]
     metrics = {name: key for name, key in _METRICS.items() if key in shown.columns and shown[key].notna().any()}
     # What is left out is the least asked for, when the settings need the room.
-    while metrics and 2 * len(names) + len(axes) + len(metrics) > 10:
+    while metrics and 2 * len(names) + len(axes) + ("method" in axes) + len(metrics) > 10:
         metrics.popitem()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0))
     for name in ["run", *axes, *names]:
-        title = "SAM\nrho" if name == "rho" else name
-        table.add_column(title, justify="left" if name == "optimizer" else "right", no_wrap=True, max_width=15)
+        title = f"{methods[0]}\nrho" if name == "rho" and len(methods) == 1 else name
+        text = name in {"optimizer", "method"}
+        table.add_column(title, justify="left" if text else "right", no_wrap=True, max_width=15)
     for name in [*metrics, "outcome"]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows(shown):
@@ -77,6 +79,17 @@ def comparison(shown: pd.DataFrame, others: list[str]) -> Table:
         cells += [*(_measured(row[key]) for key in metrics.values()), row["outcome"]]
         table.add_row(*map(Text, cells), style=None if row["outcome"] == "ok" else "yellow")
     return table
+
+
+def _method_axes(shown: pd.DataFrame) -> tuple[str, ...]:
+    # Where there is one method, its radius, 0 without, tells who trains with it.
+    named = {(row["method"] or "", row["rho"] or 0.0) for row in rows(shown)}
+    clear = len({method for method, _ in named if method}) <= 1 and len({rho for _, rho in named}) == len(named)
+    return ("rho",) if clear else ("method", "rho")
+
+
+def _varies(shown: pd.DataFrame, axis: str) -> bool:
+    return bool(shown[axis].astype(str).nunique() > 1)
 
 
 def _item(console: Console, text: str) -> None:

@@ -180,3 +180,17 @@ def test_an_engine_of_its_own_is_refused_with_the_way_out(strategy):
     trainer = type("Trainer", (), {"strategy": strategy("cpu")})()
     with pytest.raises(MisconfigurationException, match=rf"GSAM .*{strategy.__name__}.*use strategy='ddp'.*drop GSAM"):
         refuse_strategy(trainer, "GSAM", "rank")
+
+
+@pytest.mark.parametrize("name", [name for name in CLIMBERS if name != "MomentumSAM"])
+def test_sparse_gradients_are_refused_with_the_way_out(name):
+    class Sparse(Plain):
+        def __init__(self):
+            super().__init__(optimizer=momentum)
+            self.words = torch.nn.Embedding(3, 3, sparse=True)
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.words(batch[1]).sum()
+
+    with pytest.raises(MisconfigurationException, match=r"shape \(3, 3\) has a sparse gradient.*sparse=False"):
+        fit(Sparse(), digits_like(), [CLIMBERS[name]()])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from lbtrain import GSAM, SAM, WSAM, FriendlySAM, LookSAM, MomentumSAM
 from lbtrain._lightning import Callback, plugins
@@ -120,7 +119,9 @@ def test_an_overflow_does_not_stay_in_what_is_kept(name, which):
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
-@pytest.mark.parametrize("climber", [SAM(0), SAM(0, adaptive=True), FriendlySAM(0), MomentumSAM(0)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "climber", [SAM(0), SAM(0, adaptive=True), FriendlySAM(0), MomentumSAM(0)], ids=lambda c: type(c).__name__
+)
 def test_rho_zero_is_plain_training_under_16_mixed(climber):
     states = []
     for callbacks in ([], [climber]):

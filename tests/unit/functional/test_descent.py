@@ -258,3 +258,15 @@ def test_what_rounding_leaves_of_parallel_gradients_is_no_direction():
         (direction,) = looksam_direction([g], [1.1 * g])
         assert torch.equal(direction, torch.zeros(1000))
         assert torch.equal(looksam_gradient([g], [direction], 0.7)[0], g)
+
+
+@pytest.mark.parametrize(
+    "combine", [lambda *a, **o: gsam_gradient(*a, 0.4, **o), lambda *a, **o: wsam_gradient(*a, 0.9, **o)]
+)
+def test_in_place_results_take_the_memory_of_the_second_gradient(combine, generator):
+    g, s = ([torch.randn(5, generator=generator), torch.randn(2, 3, generator=generator)] for _ in range(2))
+    kept, expected = [t.clone() for t in g], combine(g, [t.clone() for t in s])
+    places = [t.data_ptr() for t in s]
+    found = combine(g, s, in_place=True)
+    assert [t.data_ptr() for t in found] == places
+    assert all(torch.equal(a, b) for a, b in zip((*found, *g), (*expected, *kept), strict=True))
