@@ -11,7 +11,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lbtrain import GSAM, SAM, WSAM, FriendlySAM, LookSAM, MomentumSAM
-from lbtrain._lightning import MisconfigurationException, ModelCheckpoint, strategies
+from lbtrain._lightning import MisconfigurationException, ModelCheckpoint, plugins, strategies
 from tests.distributed.ranks import Reductions
 from tests.modules import Everything, digits_like, fit
 
@@ -151,13 +151,29 @@ def counted(build, scope, **options):
 
 
 def replicas(build, steps, **options):
-    """Train the module that has everything; return its weights on this rank."""
+    """Train the module that has everything; return on this rank its state, the optimizer's, logs and random numbers."""
     torch.manual_seed(0)
     module = Everything()
     options = {"strategy": "ddp_find_unused_parameters_true", "devices": 2, "max_steps": steps, **options}
     trainer = fit(module, digits_like(96, 8), [build()] if build else [], max_epochs=-1, **options)
-    assert trainer.global_step == steps
-    return module.state_dict()
+    momenta = trainer.optimizers[0].state_dict()["state"]
+    return {
+        **module.state_dict(),
+        **{f"momentum {i}": entry["momentum_buffer"] for i, entry in momenta.items()},
+        **{f"logged {k}": v for k, v in trainer.callback_metrics.items() if not k.startswith("sam/")},
+        "next random number": torch.rand(1),
+        "steps": torch.tensor([trainer.global_step, module.calls]),
+    }
+
+
+def precisions():
+    """Return the Trainer's options for each precision; 16-mixed with a scaler for the CPU."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    return {
+        "32-true": {"precision": "32-true"},
+        "bf16-mixed": {"precision": "bf16-mixed"},
+        "16-mixed": {"plugins": plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler)},
+    }
 
 
 class Branching(Everything):
@@ -259,7 +275,12 @@ def under_ddp():
             yield (f"{name}, window of 3", scope), trained([build(scope=scope)], "ddp", **window)[:2]
             yield (f"{name}, views", scope), trained([build(scope=scope)], "ddp", **views)[:2]
         yield ("branches, rho 0", scope), branches(lambda scope=scope: SAM(0, scope=scope))
-        yield ("replicas", f"rho 0 {scope}"), replicas(lambda scope=scope: SAM(0, scope=scope), 12)
+    all_on = {"accumulate_grad_batches": 4, "gradient_clip_val": 0.05}  # of 6 batches: a partial last window
+    for kind in precisions():
+        yield ("replicas", f"plain, {kind}"), replicas(None, 6, **all_on, **precisions()[kind])
+        for scope in ("rank", "global", "micro_batch"):
+            build = lambda scope=scope: SAM(0, scope=scope)
+            yield ("replicas", f"rho 0, {scope}, {kind}"), replicas(build, 6, **all_on, **precisions()[kind])
     yield ("replicas", "plain"), replicas(None, 12)
     for name, build in CLIMBERS.items():
         yield ("replicas", name), replicas(build, 100 if name == "SAM" else 12)

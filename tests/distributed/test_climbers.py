@@ -73,12 +73,14 @@ def test_rho_zero_is_plain_training_bit_for_bit(ranks, kind):
         assert all(torch.equal(a, b) for a, b in zip(plain, still, strict=True))
 
 
-@pytest.mark.parametrize("case", ["rho 0 global", "rho 0 rank", "rho 0 micro_batch"])
-def test_rho_zero_is_plain_training_with_dropout_and_buffers(ranks, case):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("scope", ["rank", "global", "micro_batch"])
+def test_rho_zero_is_plain_training_with_all_that_a_run_can_have(ranks, scope, precision):
     for rank in ranks:
-        plain, still = rank["replicas", "plain"], rank["replicas", case]
+        plain, still = rank["replicas", f"plain, {precision}"], rank["replicas", f"rho 0, {scope}, {precision}"]
         assert plain.keys() == still.keys()
-        assert all(torch.equal(plain[k], still[k]) for k in plain)
+        assert {"momentum 2", "logged train/loss", "logged train/acc", "net.1.running_mean"} <= plain.keys()
+        assert not [k for k in plain if not torch.equal(plain[k], still[k])]
 
 
 @pytest.mark.parametrize("name", CLIMBERS)
