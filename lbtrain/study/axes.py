@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lbtrain.study.methods import DEFAULT_RHO, is_number, members
+from lbtrain.study.methods import DEFAULTS, is_number, members
 
 # Within 2 % of the loss of guessing: a network whose units have died predicts the class frequencies, and its
 # cross entropy then lies just under ln(classes).
@@ -64,8 +64,8 @@ def sam_rho(config: Mapping[str, Any]) -> float:
     Returns:
         The radius, the method's default where the config leaves it out.
     """
-    given = [(config.get(f"{node}.rho"), name) for node, name in members(config).items()]
-    return max((float(rho) if is_number(rho) else DEFAULT_RHO.get(name, 0.0) for rho, name in given), default=0.0)
+    given = [config.get(f"{node}.rho", DEFAULTS.get(name, {}).get("rho")) for node, name in members(config).items()]
+    return max((float(rho) for rho in given if is_number(rho)), default=0.0)
 
 
 def rate_label(config: Mapping[str, Any]) -> str:

@@ -90,8 +90,11 @@ def _shown_variants(table: pd.DataFrame) -> set[Variant]:
         return variants
     best: dict[str, Variant] = {}
     for cell in [*ranked(table), *cells(table).values()]:  # the second for methods without a value to rank by
-        best.setdefault(cell.condition.sam.method, cell.condition.sam)
-    return set(sorted(best.values(), key=Variant.order)[:MAX_VARIANTS])
+        variant = cell.condition.sam
+        if variant.rho:
+            best.setdefault(variant.method, variant)
+    plain = [variant for variant in sorted(variants, key=Variant.order) if not variant.rho][:1]
+    return {*plain, *list(best.values())[: MAX_VARIANTS - 1]}
 
 
 def objective(table: pd.DataFrame) -> str | None:

@@ -103,7 +103,7 @@ def _draw(plot: Plot) -> Figure:
         if plot.reference is not None:
             axes.axhline(plot.reference, color="#595959", linewidth=1, linestyle=":")
         for i, line in enumerate(panel.lines):
-            # A little apart, so that lines that coincide are both seen; many stay nearer to their batch than to the next.
+            # A little apart, so that lines that coincide are both seen; many stay nearer to their batch than the next.
             apart = min(0.12, 0.6 / len(panel.lines))
             legend |= _draw_line(axes, line, 2.0 ** (apart * (i - (len(panel.lines) - 1) / 2)))
     _scale(plot, grid[0, 0])

@@ -4,9 +4,20 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
-# Class of a callback -> radius where a config leaves it out; a test holds them to the callbacks' signatures.
-DEFAULT_RHO = {"SAM": 0.05, "GSAM": 0.05, "LookSAM": 0.1, "FriendlySAM": 0.05, "WSAM": 0.05, "MomentumSAM": 0.3}
-_ORDER = ("", "SAM", "ASAM", "SAM p=inf", "ASAM p=inf", *list(DEFAULT_RHO)[1:])
+# What an argument is where a config, or a record of before there was one, leaves it out: by class of the callback. A
+# test holds all of it to the callbacks' signatures.
+_MOMENT: dict[str, Any] = {"start": 0, "stop": None, "rho_schedule": "constant", "rho_end": None}
+_PASS: dict[str, Any] = {"eta": 0.01, "scope": "rank", "every_n_steps": 1, "scale_rho": False, "clone_batches": False}
+_SAM = {"rho": 0.05, "adaptive": False, "p": 2.0, **_PASS, **_MOMENT}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "SAM": _SAM,
+    "GSAM": _SAM | {"alpha": 0.4},
+    "LookSAM": _SAM | {"rho": 0.1, "alpha": 0.7, "every_n_steps": 10},
+    "FriendlySAM": _SAM | {"sigma": 1.0, "decay": 0.9},
+    "WSAM": _SAM | {"gamma": 0.9, "decoupled": True},
+    "MomentumSAM": _MOMENT | {"rho": 0.3},
+}
+_ORDER = ("", "SAM", "ASAM", "SAM p=inf", "ASAM p=inf", *list(DEFAULTS)[1:])
 _TOLD = ("_target_", "rho", "adaptive", "p")  # arguments that stand in a method's name, or beside it
 
 
@@ -67,7 +78,7 @@ def members(config: Mapping[str, Any]) -> dict[str, str]:
         node, _, last = key.rpartition(".")
         if last == "_target_" and target and node.split(".")[-2:-1] == ["callbacks"]:
             name = _class(str(target))
-            if name in DEFAULT_RHO or (name.endswith("SAM") and is_number(config.get(f"{node}.rho"))):
+            if name in DEFAULTS or (name.endswith("SAM") and is_number(config.get(f"{node}.rho"))):
                 found[node] = name
     # Records that do not name the class are of the time when there was one.
     if is_number(config.get("callbacks.sam.rho")):
@@ -95,16 +106,18 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         config: Flat config of the run.
 
     Returns:
-        Argument to value, whatever the key that the callback stands under; a list is one text.
+        Argument to value, whatever the key that the callback stands under, and whether or not the config leaves it
+        out; a list is one text.
     """
     found: dict[str, Any] = {}
-    for node in members(config):
+    for node, kind in members(config).items():
+        given: dict[str, Any] = {}
         for key, value in config.items():
             name, _, inner = key.removeprefix(f"{node}.").partition(".")
-            if not key.startswith(f"{node}.") or name in _TOLD:
-                continue
-            found[name] = f"{found[name]}+{value}" if inner and name in found else value
-    return found
+            if key.startswith(f"{node}."):
+                given[name] = f"{given[name]}+{value}" if inner and name in given else value
+        found |= DEFAULTS.get(kind, {}) | given
+    return {name: value for name, value in found.items() if name not in _TOLD}
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -137,7 +150,7 @@ def as_number(value: str) -> float:
 def _class(target: str) -> str:
     package, _, name = target.rpartition(".")
     # Somebody else's class of the same name is another method.
-    return f"{package.partition('.')[0]}.{name}" if name in DEFAULT_RHO and not target.startswith("lbtrain.") else name
+    return f"{package.partition('.')[0]}.{name}" if name in DEFAULTS and not target.startswith("lbtrain.") else name
 
 
 def _label(config: Mapping[str, Any], node: str, name: str) -> str:

@@ -82,7 +82,7 @@ def overview(table: pd.DataFrame) -> str:
     vary = [f"{name} ({_few(values)})" for name, values in axes.items() if len(values) > 1]
     vary += [f"seed ({_few(sorted(seeds, key=_numbers_first))})"] if len(seeds) > 1 else []
     if len(vary) > MAX_VARYING:
-        vary = [*vary[:MAX_VARYING], f"{len(vary) - MAX_VARYING} more settings"]
+        vary = [*vary[:MAX_VARYING], count(len(vary) - MAX_VARYING, "more setting")]
     text = f"{count(len(table), 'run')}: {outcome_counts(table)}."
     return text + (f" What varies: {'; '.join(vary)}." if vary else "")
 
@@ -118,8 +118,8 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
         )
     if len({variant.method for variant in variants if variant.rho}) > 1:
         found.append(
-            "Rho is in the unit of its method: of the parameters' norm for most, relative to each weight for ASAM, of "
-            "one weight for p=inf. Equal values of two methods are not equal steps."
+            "Rho has the unit of its method: parameter norm for most, relative change of the weights for ASAM, change "
+            "of a single weight for p=inf. Equal values of two methods are not equal steps."
         )
     if any(variant.method and not variant.rho for variant in variants):
         found.append(

@@ -104,7 +104,8 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
         known = row["status"] in {"finished", "failed"}
         return (not known, *condition(row, beside).order(), str(row["seed"]), str(row["run"]))
 
-    by_settings = sorted(range(len(table)), key=lambda i: order(rows(table.iloc[[i]])[0]))
+    runs = rows(table)
+    by_settings = sorted(range(len(table)), key=lambda i: order(runs[i]))
     metrics = sorted(key for key in table.columns if not key.startswith((CONFIG, ARGUMENT)) and "/" in key)
     names = extra_columns(table)
     columns = [*_CSV_FIRST, *names, *metrics, *_CSV_LAST]

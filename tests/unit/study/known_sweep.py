@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lbtrain.records import RunRecord
+from lbtrain.records import RunRecord, Scalar
 
 NASTY = "<script>alert(1)</script> | [bold] `x` & more"  # an error that no page may take for markup
 BATCHES = (16, 64, 256, 1024)
@@ -32,6 +32,17 @@ KNOWN = {
         (0.0034, 0.983, 0.84, 0.80),
         (0.0072, 0.983, 1.27, 1.42),
     ],
+}
+# Method -> key of the callback, class, its radius and arguments, what it multiplies lambda_max and the time by.
+METHODS = {
+    "SAM": ("sam", "sam.SAM", {"rho": 0.05, "adaptive": False, "p": 2.0}, 0.5, 2.0),
+    "ASAM": ("asam", "sam.SAM", {"rho": 0.5, "adaptive": True, "p": 2.0}, 0.4, 2.1),
+    "SAM p=inf": ("sam_inf", "sam.SAM", {"rho": 0.001, "adaptive": False, "p": float("inf")}, 0.3, 2.0),
+    "GSAM": ("gsam", "gsam.GSAM", {"rho": 0.05, "alpha": 0.4, "adaptive": False, "p": 2.0}, 0.25, 2.2),
+    "LookSAM": ("looksam", "looksam.LookSAM", {"rho": 0.1, "alpha": 0.7, "every_n_steps": 10}, 0.6, 1.1),
+    "FriendlySAM": ("friendly_sam", "friendly_sam.FriendlySAM", {"rho": 0.05, "sigma": 1.0}, 0.7, 2.1),
+    "WSAM": ("wsam", "wsam.WSAM", {"rho": 0.05, "gamma": 0.9, "decoupled": True}, 0.2, 2.3),
+    "MomentumSAM": ("momentum_sam", "momentum_sam.MomentumSAM", {"rho": 0.3, "start": 0}, 0.9, 1.0),
 }
 
 
@@ -86,6 +97,33 @@ def make_record(optimizer: str, rule: str, batch: int, sam: bool, seed: int = 0,
         started=f"2026-01-0{seed + 1}T00:00:00+00:00",
         duration_s=3.5,
     )
+
+
+def with_method(plain: RunRecord, method: str, key: str | None = None, **arguments: Scalar) -> RunRecord:
+    """The same run with a callback of SAM's family, under a key of its own or its usual one."""
+    usual, target, given, factor, time = METHODS[method]
+    node = f"callbacks.{key or usual}"
+    config = {f"{node}.{name}": value for name, value in {**given, **arguments}.items()}
+    metrics = dict(plain.metrics)
+    metrics |= {name: metrics[name] * factor for name in metrics if name.startswith(("hessian/", "sharpness/"))}
+    metrics |= {name: metrics[name] * time for name in metrics if name.startswith("time/")}
+    return replace(
+        plain,
+        name=f"{plain.name} {method}",
+        overrides=(*plain.overrides, f"callbacks=[{usual}]"),
+        config=plain.config | {f"{node}._target_": f"lbtrain.callbacks.{target}", **config},
+        metrics=metrics,
+    )
+
+
+def family_records(
+    methods: tuple[str, ...] = tuple(METHODS),
+    settings: tuple[tuple[str, str], ...] = (("Adam", "none"),),
+    batches: tuple[int, ...] = BATCHES,
+) -> list[RunRecord]:
+    """The plain runs of some settings, and each of them with each method."""
+    plain = [make_record(optimizer, rule, batch, sam=False) for optimizer, rule in settings for batch in batches]
+    return [*plain, *(with_method(record, method) for method in methods for record in plain)]
 
 
 def known_records(seeds: tuple[int, ...] = (0,)) -> list[RunRecord]:

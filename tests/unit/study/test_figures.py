@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from lbtrain.study.figures import pictures
+from lbtrain.study.families import MAX_VARIANTS
+from lbtrain.study.figures import COLOURS, MARKERS, pictures
 from lbtrain.study.findings import findings
 from lbtrain.study.load import load_sweep
 from lbtrain.study.series import plots
-from tests.unit.study.known_sweep import BATCHES, known_records, make_record
+from tests.unit.study.known_sweep import (
+    BATCHES,
+    KNOWN,
+    METHODS,
+    family_records,
+    known_records,
+    make_record,
+    with_method,
+)
 
 NAMES = ["lambda_max", "loss_fixed", "loss_scaled", "sharpness_keskar", "sharpness_sam", "time_ratio"]
 
@@ -87,6 +96,68 @@ def test_runs_that_share_little_are_drawn_all_the_same(write_sweep, metric: str)
     table = load_sweep(write_sweep(runs))
     assert [picture.name for picture in pictures(table)] in (["ranking"], ["lambda_max"], [])
     assert "more settings" in "\n".join([*findings(table), *(picture.alt for picture in pictures(table))])
+
+
+@pytest.fixture
+def relatives(write_sweep) -> dict:
+    runs = family_records(settings=tuple(KNOWN))
+    return {plot.name: plot for plot in plots(load_sweep(write_sweep(runs)))}
+
+
+def test_each_method_has_its_line_and_its_colour_in_every_panel(relatives: dict) -> None:
+    assert list(relatives) == NAMES
+    names = ["no SAM", *(f"{method} {values[2]['rho']:g}" for method, values in METHODS.items())]
+    for plot in relatives.values():
+        colours = {(line.label.partition(", ")[2], line.colour) for panel in plot.panels for line in panel.lines}
+        drawn = names[1:] if plot.name == "time_ratio" else names
+        assert colours == {(name, names.index(name)) for name in drawn}
+        for panel in plot.panels:
+            looks = [(line.colour, line.dashed) for line in panel.lines]
+            assert len(set(looks)) == len(looks)
+    adam = relatives["lambda_max"].panels[0]
+    assert adam.title == "Adam\nfixed 0.78\N{RIGHTWARDS ARROW}14, scaled 0.78\N{RIGHTWARDS ARROW}1.3"
+    assert [point.value.mean for point in adam.lines[4].points] == [0.78 / 4, 2.0 / 4, 6.3 / 4, 14.3 / 4]  # GSAM
+
+
+def test_there_is_a_colour_and_a_marker_for_each_line_of_a_family() -> None:
+    assert len(set(COLOURS)) == len(COLOURS) >= MAX_VARIANTS
+    assert len(set(MARKERS)) == len(MARKERS) == len(COLOURS)
+    assert len(METHODS) + 1 <= MAX_VARIANTS
+
+
+def test_the_time_of_a_step_with_each_method(relatives: dict) -> None:
+    plot = relatives["time_ratio"]
+    assert plot.title == "A step with SAM or a relative takes 1.00 to 2.30 times as long"
+    assert [panel.title for panel in plot.panels] == ["Adam", "SGD momentum 0.9"]
+    ratios = {line.label: {round(point.value.mean, 6) for point in line.points} for line in plot.panels[0].lines}
+    for method, (_, _, arguments, _, time) in METHODS.items():
+        assert ratios[f"fixed rate, {method} {arguments['rho']:g}"] == {time}
+
+
+@pytest.mark.parametrize(
+    ("rhos", "title", "lines"),
+    [
+        ((0.05,), "A step with GSAM takes 2.20 times as long", ["Adam, fixed rate"]),
+        ((0.05, 0.1), "A step with GSAM takes 2.20 times as long", ["fixed rate, GSAM 0.05", "fixed rate, GSAM 0.1"]),
+    ],
+)
+def test_the_time_of_a_step_with_one_method(write_sweep, rhos, title, lines) -> None:
+    plain = [make_record("Adam", "none", batch, sam=False) for batch in BATCHES]
+    runs = [*plain, *(with_method(run, "GSAM", rho=rho) for run in plain for rho in rhos)]
+    (plot,) = (plot for plot in plots(load_sweep(write_sweep(runs))) if plot.name == "time_ratio")
+    assert (plot.title, plot.unit) == (title, "step time, GSAM / plain")
+    assert [line.label for line in plot.panels[0].lines] == lines
+
+
+def test_many_lines_leave_room_for_the_panels_and_stay_at_their_batch(write_sweep) -> None:
+    for picture in pictures(load_sweep(write_sweep(family_records(settings=tuple(KNOWN))))):
+        pixels = image.imread(io.BytesIO(picture.png))[..., :3]
+        edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+        assert all(np.all(edge == 1.0) for edge in edges), picture.name
+        # The height of a panel is that of its left axis, the longest black upright in the left half.
+        black = np.all(pixels[:, :400] < 0.05, axis=2)
+        panel = max(len(run) for column in black.T for run in "".join("x" if b else " " for b in column).split())
+        assert panel >= 250, (picture.name, panel)
 
 
 def test_the_same_bytes_from_the_same_numbers(write_sweep) -> None:

@@ -9,10 +9,20 @@ from hypothesis import strategies as st
 
 from lbtrain.study.compare import also_differs
 from lbtrain.study.conditions import cells
-from lbtrain.study.families import MAX_FAMILIES, families, ranked
+from lbtrain.study.families import MAX_FAMILIES, MAX_VARIANTS, families, ranked
 from lbtrain.study.findings import by_topic, findings
 from lbtrain.study.load import load_sweep
-from tests.unit.study.known_sweep import BATCHES, failed, known_records, make_record
+from lbtrain.study.pages import notes
+from lbtrain.study.tables import lost_runs
+from tests.unit.study.known_sweep import (
+    BATCHES,
+    METHODS,
+    failed,
+    family_records,
+    known_records,
+    make_record,
+    with_method,
+)
 
 
 @pytest.fixture
@@ -124,3 +134,112 @@ def test_one_setting_is_told_by_itself(write_sweep, spread, where):
     # lambda_max 2.0 over 20
     value = {"within": "0.100", "beyond": "10.0"}[where]
     assert f"The one setting ends {where} the edge of stability: {value}, where 1 is the edge." in said
+
+
+@pytest.fixture(scope="module")
+def plain() -> list:
+    return [make_record("Adam", "none", batch, sam=False) for batch in BATCHES]
+
+
+@pytest.mark.parametrize(
+    ("method", "rho", "factor", "time"), [(m, v[2]["rho"], v[3], v[4]) for m, v in METHODS.items()]
+)
+def test_each_method_is_compared_with_plain_training(write_sweep, method, rho, factor, time):
+    said = "\n".join(findings(load_sweep(write_sweep(family_records()))))
+    parts = (
+        f"{factor:.3f} at batch 16, {factor:.3f} at batch 64, {factor:.3f} at batch 256 and {factor:.3f} at batch 1024"
+    )
+    assert f"With Adam at the fixed rate, {method} (rho {rho:g}) multiplies lambda_max by {parts}, and changes" in said
+    assert f"\n{method} costs {time:.2f}x the time per optimizer step (over 4 pairs of settings)." in said
+    assert "lambda_max grows 18.3x from batch 16 to 1024 with Adam (0.780 to 14.3)." in said  # of the plain runs
+
+
+@pytest.mark.parametrize(
+    ("methods", "headings"),
+    [
+        (("SAM",), ["What SAM does", "What SAM costs"]),
+        (("GSAM",), ["What GSAM does", "What GSAM costs"]),
+        (("SAM", "GSAM"), ["What SAM and its relatives do", "What SAM and its relatives cost"]),
+    ],
+)
+def test_the_headings_name_the_method(write_sweep, methods, headings):
+    topics = [finding.topic for finding in by_topic(load_sweep(write_sweep(family_records(methods))))]
+    assert [topic for topic in dict.fromkeys(topics) if "SAM" in topic] == headings
+
+
+def test_plain_runs_are_paired_with_each_value_of_a_methods_argument(write_sweep, plain):
+    runs = [*plain]
+    for alpha, factor in ((0.2, 1.0), (0.4, 2.0)):
+        for run in (with_method(record, "GSAM", alpha=alpha) for record in plain):
+            runs.append(
+                replace(run, metrics={k: v * factor for k, v in run.metrics.items() if k.startswith("hessian/")})
+            )
+    said = "\n".join(findings(load_sweep(write_sweep(runs))))
+    # GSAM of the known sweep multiplies lambda_max by 0.25
+    assert "With Adam at the fixed rate, GSAM (rho 0.05, alpha 0.2) multiplies lambda_max by 0.250 at batch 16" in said
+    assert "With Adam at the fixed rate, GSAM (rho 0.05, alpha 0.4) multiplies lambda_max by 0.500 at batch 16" in said
+    assert "not the only difference" not in said
+
+
+def test_another_difference_than_the_methods_own_is_told(write_sweep, plain):
+    run = with_method(plain[0], "GSAM", key="mine", stop=3)
+    run = replace(run, config=run.config | {"optimizer.lr": 0.01, "model.optimizer.lr": 0.01})
+    first, last = cells(table := load_sweep(write_sweep([plain[0], run]))).values()
+    assert also_differs(table, first, last, "rho") == "lr 0.001 to 0.01"
+
+
+def test_a_setting_that_goes_with_the_method_splits_no_family_but_is_told(write_sweep, plain):
+    clipped = [with_method(run, "GSAM") for run in plain]  # at the radius of SAM
+    clipped = [replace(run, config=run.config | {"trainer.gradient_clip_val": 1.0}) for run in clipped]
+    table = load_sweep(write_sweep([*plain, *(with_method(run, "SAM") for run in plain), *clipped]))
+    assert [family.name for family in families(table)] == ["Adam"]
+    (text,) = (text for text in findings(table) if ", GSAM (rho 0.05) multiplies" in text)
+    assert text.endswith("(not the only difference: gradient_clip_val None to 1.0).")
+    (text,) = (text for text in findings(table) if ", SAM (rho 0.05) multiplies" in text)
+    assert "not the only difference" not in text
+
+
+def test_radius_0_stands_in_for_plain_training_but_not_in_time(write_sweep, plain):
+    stand_ins = [with_method(run, "SAM", rho=0.0) for run in plain]
+    runs = [*stand_ins, *(with_method(run, "SAM") for run in plain), *(with_method(run, "WSAM") for run in plain)]
+    said = "\n".join(findings(load_sweep(write_sweep(runs))))
+    # 0.5 over 0.5, and 0.2 over 0.5: the known sweep has SAM at 0.5 times plain whatever its radius
+    assert "SAM (rho 0.05) multiplies lambda_max by 1.00 at batch 16" in said
+    assert "WSAM (rho 0.05) multiplies lambda_max by 0.400 at batch 16" in said
+    assert "costs" not in said
+    # Where there are runs without, those are the ones to compare with.
+    said = "\n".join(findings(load_sweep(write_sweep([*runs, *plain], "both"))))
+    assert "SAM (rho 0.05) multiplies lambda_max by 0.500 at batch 16" in said
+    assert "WSAM (rho 0.05) multiplies lambda_max by 0.200 at batch 16" in said
+    assert "\nSAM costs 2.00x the time per optimizer step (over 4 pairs of settings)." in said
+
+
+def test_of_too_many_settings_of_methods_the_best_of_each_is_treated(write_sweep, plain):
+    runs = [*plain]
+    for i in range(MAX_VARIANTS):
+        for run in (with_method(record, "GSAM", alpha=i / 10) for record in plain):
+            runs.append(replace(run, metrics=run.metrics | {"test/acc": 0.99 if i == 3 else 0.9}))
+    runs += [with_method(run, "SAM") for run in plain]
+    table = load_sweep(write_sweep(runs))
+    (family,) = families(table)
+    assert [variant.words for variant in family.variants] == ["without SAM", "SAM rho 0.05", "GSAM rho 0.05, alpha 0.3"]
+    assert (
+        "Of 11 methods with their settings, the sentences and figures treat the best of each method: without SAM; "
+        "SAM rho 0.05; GSAM rho 0.05, alpha 0.3."
+    ) in notes(table)
+
+
+def test_without_plain_runs_the_base_is_named(write_sweep, plain):
+    said = findings(load_sweep(write_sweep([with_method(run, "WSAM") for run in plain])))
+    assert any("with Adam and WSAM (rho 0.05) (0.156 to 2.86)" in text for text in said)  # 0.78 / 5, 14.3 / 5
+
+
+def test_a_failed_run_is_listed_with_its_method(write_sweep, plain):
+    lost = [failed(with_method(plain[1], "GSAM", alpha=alpha), "out of memory") for alpha in (0.2, 0.4)]
+    both = with_method(with_method(plain[1], "SAM"), "GSAM")
+    table = load_sweep(write_sweep([*plain, *lost, failed(both, "keep one of them")]))
+    assert [name for _, name, _ in lost_runs(table)] == [
+        "batch 64, GSAM and SAM rho 0.05",
+        "batch 64, GSAM rho 0.05, alpha 0.2",
+        "batch 64, GSAM rho 0.05, alpha 0.4",
+    ]

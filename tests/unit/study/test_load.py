@@ -7,7 +7,7 @@ import pytest
 from lbtrain.records import write_record
 from lbtrain.study.folders import newest_sweep
 from lbtrain.study.load import COLUMNS, NoRunsError, load_sweep
-from tests.unit.study.known_sweep import failed, known_records, make_record
+from tests.unit.study.known_sweep import failed, known_records, make_record, with_method
 
 RECORD = make_record("SGD", "linear", 64, sam=True)
 
@@ -28,6 +28,15 @@ def test_the_axes_of_a_row(write_sweep) -> None:
     assert tuple(load_sweep(write_sweep([RECORD])).columns[: len(COLUMNS)]) == COLUMNS
 
 
+def test_the_method_of_a_row(write_sweep) -> None:
+    plain = make_record("Adam", "none", 64, sam=False)
+    table = load_sweep(write_sweep([plain, with_method(plain, "GSAM", key="mine")]))
+    assert [list(table[name]) for name in ("method", "rho")] == [["", "GSAM"], [0.0, 0.05]]
+    assert (table["method.alpha"][1], table["config.callbacks.mine.alpha"][1]) == (0.4, 0.4)
+    assert table["method.scope"][1] == "rank"  # which the config leaves out
+    assert not {"method.rho", "method.p", "method.adaptive", "method._target_"} & set(table)  # told by other columns
+
+
 def test_a_single_run_is_one_row(write_sweep) -> None:
     sweep = write_sweep([RECORD])
     assert list(load_sweep(sweep / "0")["run"]) == ["0"]
@@ -46,6 +55,7 @@ def test_jobs_without_a_result_are_rows(write_sweep) -> None:
     (sweep / "2" / ".hydra" / "overrides.yaml").write_text("- data.batch_size=256\n- seed=3\n")
     (sweep / "2" / ".hydra" / "config.yaml").write_text(
         "data: {batch_size: 256, seed: '${seed}'}\nseed: 3\noptimizer: {_target_: torch.optim.Adam}\n"
+        "callbacks: {mine: {_target_: lbtrain.GSAM, alpha: 0.2}}\n"
     )
     (sweep / "3").mkdir()
     (sweep / "4").mkdir()
@@ -58,6 +68,7 @@ def test_jobs_without_a_result_are_rows(write_sweep) -> None:
     assert "4/summary.json is not JSON" in table["error"][4]
     assert str(sweep) not in table["error"][4]
     assert (table["batch"][2], table["optimizer"][2], table["seed"][2]) == (256, "Adam", 3)
+    assert (table["method"][2], table["rho"][2], table["method"][3]) == ("GSAM", 0.05, None)
     assert table["overrides"][2] == "data.batch_size=256 seed=3"
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from lbtrain.study.__main__ import main, show
 from lbtrain.study.report import Report
 from lbtrain.study.terminal import WIDTH, print_report
-from tests.unit.study.known_sweep import NASTY, known_records, make_record
+from tests.unit.study.known_sweep import KNOWN, NASTY, failed, family_records, known_records, make_record, with_method
 
 
 def test_the_whole_study_in_the_terminal(report: Report) -> None:
@@ -92,3 +92,41 @@ def test_other_settings_have_a_column_each(write_sweep, capsys: pytest.CaptureFi
     assert any(line.startswith("run noise optimizer.lr") for line in lines)
     assert any(line.startswith("0 - 0.001 0.981 2.00") for line in lines)
     assert any(line.startswith("1 Noise 0.003 0.981 2.00") for line in lines)
+
+
+def test_several_methods_have_a_column(write_sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = family_records(settings=tuple(KNOWN), batches=(16, 64))
+    show(write_sweep([*runs, failed(with_method(runs[0], "GSAM", rho=0.2), "out of memory")]))
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed[:-1])) <= WIDTH
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(printed)
+    lines = [" ".join(line.split()) for line in printed]
+    assert any(line.startswith("run optimizer rate batch method rho acc max") for line in lines)
+    assert "4 Adam fixed 16 - 0 0.983 0.780" in "\n".join(lines)
+    assert "52 Adam fixed 16 FriendlySAM 0.05 0.983 0.546" in "\n".join(lines)  # 0.7 of 0.780
+    assert "28 Adam fixed 16 SAM p=inf 0.001 0.983 0.234" in "\n".join(lines)
+    assert any(line.startswith("72 SGD mom. 0.9 fixed 16 GSAM 0.2 -") and line.endswith("failed") for line in lines)
+    assert "- 72 (SGD momentum 0.9, fixed rate, batch 16, GSAM rho 0.2): failed: out of memory" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("zero", "head"), [(False, ["GSAM", "run rho acc max"]), (True, ["run method rho acc max"])], ids=["clear", "not"]
+)
+def test_the_radius_alone_tells_one_method_where_it_is_clear(write_sweep, capsys, zero: bool, head: list) -> None:
+    plain = make_record("Adam", "none", 64, sam=False)
+    show(write_sweep([plain, with_method(plain, "GSAM"), *([with_method(plain, "GSAM", rho=0.0)] if zero else [])]))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for start in head:
+        assert any(line.startswith(start) for line in lines), start
+
+
+def test_an_argument_of_a_method_has_a_column(write_sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = make_record("Adam", "none", 64, sam=False)
+    show(write_sweep([plain, *(with_method(plain, "GSAM", alpha=alpha) for alpha in (0.2, 0.4))]))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("run rho alpha acc max") for line in lines)
+    assert [line[:11] for line in lines if line[:2] in {"0 ", "1 ", "2 "}] == [
+        "0 0 - 0.981",
+        "1 0.05 0.2 ",
+        "2 0.05 0.4 ",
+    ]

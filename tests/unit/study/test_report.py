@@ -7,7 +7,7 @@ import pandas as pd
 
 from lbtrain.records import write_record
 from lbtrain.study.report import Report, write_report
-from tests.unit.study.known_sweep import NASTY, known_records, make_record
+from tests.unit.study.known_sweep import METHODS, NASTY, family_records, known_records, make_record, with_method
 
 
 class Outline(HTMLParser):
@@ -133,3 +133,44 @@ def test_the_title_names_the_day_of_a_sweep(tmp_path):
     for number, record in enumerate(known_records()[:2]):
         write_record(dated / str(number), record)
     assert "Comparison of 2026-01-31/12-00-00" in write_report(dated).html.read_text()
+
+
+def test_the_method_is_named_beside_its_radius(write_sweep) -> None:
+    report = write_report(write_sweep(family_records(batches=(16, 64))))
+    shown = [dict(zip(report.page.header, row, strict=True)) for row in report.page.body]
+    rhos = {method: f"{values[2]['rho']:g}" for method, values in METHODS.items()}
+    assert [(row["batch size"], row["method"], row["SAM rho"]) for row in shown] == [
+        (batch, *pair) for batch in ("16", "64") for pair in (("none", "-"), *rhos.items())
+    ]
+    rows = pd.read_csv(report.csv, keep_default_na=False)
+    assert list(rows.columns[4:10]) == ["optimizer", "rate", "batch", "lr", "method", "rho"]
+    assert list(rows["method"][:9]) == ["", *METHODS]
+    assert report.page.overview == (
+        "18 runs: 18 finished. What varies: batch size (16, 64); method (without SAM, "
+        + ", ".join(f"{method} rho {rho}" for method, rho in rhos.items())
+        + ")."
+    )
+    assert any(note.startswith("Rho has the unit of its method") for note in report.page.notes)
+
+
+def test_an_argument_of_a_method_is_a_column_and_an_axis(write_sweep) -> None:
+    plain = make_record("Adam", "none", 64, sam=False)
+    gsam = [with_method(plain, "GSAM", alpha=alpha) for alpha in (0.2, 0.4)]
+    report = write_report(write_sweep([plain, with_method(plain, "LookSAM"), *gsam]))
+    column = report.page.header.index("alpha")
+    assert [row[column] for row in report.page.body] == ["-", "0.2", "0.4", "-"]
+    assert "method (without SAM, GSAM rho 0.05, LookSAM rho 0.1); GSAM alpha (0.2, 0.4)." in report.page.overview
+    rows = pd.read_csv(report.csv, keep_default_na=False)
+    assert list(rows["alpha"]) == ["", "0.2", "0.4", "0.7"]
+
+
+def test_one_method_is_an_axis_under_its_name(write_sweep) -> None:
+    plain = make_record("Adam", "none", 64, sam=False)
+    runs = [plain, *(with_method(plain, "GSAM", rho=rho) for rho in (0.05, 0.1))]
+    page = write_report(write_sweep(runs)).page
+    assert page.overview == "3 runs: 3 finished. What varies: GSAM (without, rho 0.05, rho 0.1)."
+    assert not any(note.startswith("Rho has the unit") for note in page.notes)
+
+
+def test_a_study_of_sam_alone_names_its_radius_only(report: Report) -> None:
+    assert "SAM (without, rho 0.05)" in report.page.overview
