@@ -10,7 +10,8 @@ fails.
 
 `case: time`. The loops of a case take turns in one process, an epoch of plain steps, an epoch of SAM steps, plain, SAM
 and so on, so that other work on the machine slows them alike. An epoch is timed from the start of its second step to
-its end, with hooks, data fetching and optimizer; the first step, on a few samples, lets all memory be allocated.
+its end, with hooks, data fetching and optimizer; the first step, on a few samples, lets all memory be allocated. On a
+machine with much other work, `--clock cpu --threads 1` counts processor time and so leaves waiting for it out.
   network, batch, method, precision, accumulate, steps    steps: timed optimizer steps per epoch
   plain_ms, step_ms    milliseconds of an optimizer step without and with the method, medians over epochs
   ratio, low, high     median and quartiles of the method's time over the plain time of the same turn
@@ -29,7 +30,7 @@ same in each run, unlike the resident size of the process, in which the allocato
 torch.cuda.max_memory_allocated. SGD has a momentum only where the method needs one.
 
 `case: kernels`. Operations that a step dispatches beyond those of a plain step and of a second forward and backward
-pass, in perceptrons of 6 and of 42 tensors; views do not count. For methods that do the same in each step.
+pass, in perceptrons of 6 and of 42 tensors; views do not count. For methods whose every step is alike, in float32.
   method, foreach_calls, foreach_calls_of_42_tensors    operations on lists of tensors
   calls_per_tensor                                      operations more for each tensor more
 """
@@ -81,6 +82,11 @@ class Method:
     precision: str = "32-true"
     period: int = 1  # optimizer steps from one ascent to the next
     passes: int = 1  # forward and backward passes more than a plain step
+
+    @property
+    def same_in_each_step(self) -> bool:
+        """Whether a step is one batch in single precision, and the next does the same."""
+        return self.accumulate == self.period == 1 and self.precision == "32-true"
 
 
 METHODS = {
@@ -149,17 +155,17 @@ class BareTwoStep(Bare):
 class Clock(Callback):
     """Time from the start of the first step after the warm-up to the end of the epoch."""
 
-    def __init__(self, warm_up_batches: int) -> None:
-        self.warm_up_batches = warm_up_batches
+    def __init__(self, warm_up_batches: int, now: Callable[[], float]) -> None:
+        self.warm_up_batches, self.now = warm_up_batches, now
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         """Note the start."""
         if batch_idx == self.warm_up_batches:
-            self.since = now(pl_module.device.type)
+            self.since = self.now()
 
     def on_train_epoch_end(self, trainer, pl_module):
         """Note what has passed."""
-        self.seconds = now(pl_module.device.type) - self.since
+        self.seconds = self.now() - self.since
 
 
 class Operations(TorchDispatchMode):
@@ -185,6 +191,7 @@ class Bench:
     device: str
     momentum: float = 0.9
     logging: bool = True  # lbtrain's methods train the app's classifier
+    clock: str = "wall"
 
     def loops(self, method: str) -> dict[str, Loop]:
         """Return the loops that take turns: what `method` is compared with, and it."""
@@ -210,7 +217,7 @@ class Bench:
         precision: str = "32-true",
     ) -> float:
         """Return the milliseconds of a step through the Trainer."""
-        clock = Clock(accumulate)
+        clock = Clock(accumulate, self.now)
         trainer = Trainer(
             accelerator=self.device,
             devices=1,
@@ -235,10 +242,16 @@ class Bench:
         step = start(self._network().to(self.device), self.momentum)
         gc.collect()
         step(warm_up)
-        since = now(self.device)
+        since = self.now()
         for batch in batches:
             step(batch)
-        return 1000 * (now(self.device) - since) / steps
+        return 1000 * (self.now() - since) / steps
+
+    def now(self) -> float:
+        """Return the seconds of the clock, when the device has done its work."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.clock == "cpu" else time.perf_counter()
 
     def _network(self) -> nn.Module:
         seed_everything(0, verbose=False)
@@ -258,13 +271,6 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(samples, *self.shape, generator=generator)
         return images.to(self.device), torch.randint(0, 10, (samples,), generator=generator).to(self.device)
-
-
-def now(device: str) -> float:
-    """Return the seconds of a clock, when the device has done its work."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def sgd(network: nn.Module, momentum: float) -> torch.optim.Optimizer:
@@ -343,7 +349,7 @@ def spread(values: list[float], names: tuple[str, str, str]) -> dict[str, float]
 def measure_time(network: str, batch: int, method: str, options: argparse.Namespace) -> dict:
     """Return the line of a case; the first epochs, which are not kept, also find out how many steps fill one."""
     build, shape, _ = NETWORKS[network]
-    loops = Bench(build, shape, batch, options.device).loops(method)
+    loops = Bench(build, shape, batch, options.device, clock=options.clock).loops(method)
     chosen = METHODS.get(method, METHODS["sam"])
     first = {name: run(1) for name, run in loops.items()}
     wanted = min(MOST_STEPS, max(1.0, 1000 * options.seconds / min(first["plain"], loops["plain"](1))))
@@ -464,7 +470,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         yield measure_time(network, batch, method, options)
     for method in dict.fromkeys(method for _, _, method in cases):
         yield measure_memory(method, options.device)
-        if method not in METHODS or METHODS[method].accumulate == METHODS[method].period == 1:
+        if method not in METHODS or METHODS[method].same_in_each_step:
             yield measure_kernels(method, options.device)
     yield {
         "case": "environment",
@@ -472,6 +478,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         "lightning": pl.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        "clock": options.clock,
         "repeats": options.repeats,
         "load": round(os.getloadavg()[0], 2),
     }
@@ -488,6 +495,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="aimed length of a plain epoch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the process' processor time")
     where = "convnet and resnet18 at batch 512"
     parser.add_argument("--sam-bound", type=float, default=2.03, help=f"largest ratio of sam, {where}")
     parser.add_argument("--every-bound", type=float, default=1.13, help=f"largest ratio of sam_every_10, {where}")

@@ -29,8 +29,8 @@ def take(params: Iterable[Tensor]) -> list[Tensor | None]:
         grad = gradient(p)
         if grad is not None and grad.is_sparse:
             raise MisconfigurationException(
-                f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot take part in an ascent over "
-                "all parameters: build its layer, as a rule an Embedding, with sparse=False"
+                f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot take part in an ascent "
+                "over all parameters: build its layer, as a rule an Embedding, with sparse=False"
             )
         taken.append(None if grad is None else part(grad))
         p.grad = None

@@ -80,6 +80,19 @@ def pictures(table: pd.DataFrame) -> list[Picture]:
     return [Picture("ranking", title, alt, _png(partial(_draw_ranking, order, names, metric, title)))]
 
 
+def apart(place: int, number: int) -> float:
+    """Move lines a little apart, so that those that coincide are all seen, and each point nearest to its batch size.
+
+    Args:
+        place: Which line, from 0.
+        number: How many there are.
+
+    Returns:
+        What to multiply batch sizes by: less than the root of 2, however many lines.
+    """
+    return float(2.0 ** (min(0.12, 0.6 / number) * (place - (number - 1) / 2)))
+
+
 def _png(draw: Callable[[], Figure]) -> bytes:
     # From matplotlib's own defaults, so that a user's matplotlibrc changes nothing.
     with matplotlib.style.context(["default", _STYLE]):
@@ -103,9 +116,7 @@ def _draw(plot: Plot) -> Figure:
         if plot.reference is not None:
             axes.axhline(plot.reference, color="#595959", linewidth=1, linestyle=":")
         for i, line in enumerate(panel.lines):
-            # A little apart, so that lines that coincide are both seen; many stay nearer to their batch than the next.
-            apart = min(0.12, 0.6 / len(panel.lines))
-            legend |= _draw_line(axes, line, 2.0 ** (apart * (i - (len(panel.lines) - 1) / 2)))
+            legend |= _draw_line(axes, line, apart(i, len(panel.lines)))
     _scale(plot, grid[0, 0])
     grid[-1, 0].set_xlabel("global batch size")
     figure.suptitle(textwrap.fill(plot.title, 38), fontsize=11.5, fontweight="bold", x=0.02, ha="left")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lbtrain import GSAM, SAM, WSAM, FriendlySAM, LookSAM, MomentumSAM
+from lbtrain import GSAM, SAM, WSAM, FriendlySAM, LearningRateScaling, LookSAM, MomentumSAM
 from lbtrain._lightning import Callback, DummyLogger, LightningModule, MisconfigurationException
 from tests.modules import Plain, digits_like, fit, same
 
@@ -169,6 +169,14 @@ def test_the_radius_follows_the_learning_rate(scheduler, highest):
     found = logged(SAM(0.4, rho_schedule="lr", rho_end=0.1), module=module, callbacks=[rates])
     assert len(set(rates.rates)) > (1 if scheduler else 0)
     assert found == pytest.approx({k: 0.1 + 0.3 * rate / highest for k, rate in enumerate(rates.rates)})
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_radius_follows_a_warmup_of_the_rate_whatever_the_order_of_the_callbacks(first):
+    # From a quarter of the scaled rate to all of it, over the 6 steps of the first epoch.
+    sam, scaling = SAM(0.4, rho_schedule="lr"), LearningRateScaling(base_batch_size=2, warmup_epochs=1)
+    found = logged(scaling if first else sam, callbacks=[sam if first else scaling])
+    assert found == pytest.approx({k: 0.4 * (0.25 + 0.75 * min(k / 6, 1)) for k in range(18)})
 
 
 def test_scale_rho_multiplies_by_the_interval():

@@ -171,7 +171,10 @@ class Home(Callback):
 
 
 class Watch(Callback):
-    """Hold that the optimizer finds the weights where the batch found them, and a gradient that it can use."""
+    """Hold that all after a backward find the weights where the batch found them, and a gradient that can be used."""
+
+    def on_after_backward(self, trainer, pl_module):
+        assert not pl_module.away()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         assert not pl_module.away()

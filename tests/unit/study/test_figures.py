@@ -6,7 +6,7 @@ import pytest
 from matplotlib import image
 
 from lbtrain.study.families import MAX_VARIANTS
-from lbtrain.study.figures import COLOURS, MARKERS, pictures
+from lbtrain.study.figures import COLOURS, MARKERS, apart, pictures
 from lbtrain.study.findings import findings
 from lbtrain.study.load import load_sweep
 from lbtrain.study.series import plots
@@ -149,7 +149,15 @@ def test_the_time_of_a_step_with_one_method(write_sweep, rhos, title, lines) -> 
     assert [line.label for line in plot.panels[0].lines] == lines
 
 
-def test_many_lines_leave_room_for_the_panels_and_stay_at_their_batch(write_sweep) -> None:
+def test_lines_are_apart_and_points_nearest_to_their_batch() -> None:
+    for number in (1, 2, 4, 18, 100):
+        places = [apart(place, number) for place in range(number)]
+        assert places == sorted(set(places))
+        assert places[0] * places[-1] == pytest.approx(1.0)
+        assert places[-1] < 2**0.5
+
+
+def test_many_lines_leave_room_for_the_panels(write_sweep) -> None:
     for picture in pictures(load_sweep(write_sweep(family_records(settings=tuple(KNOWN))))):
         pixels = image.imread(io.BytesIO(picture.png))[..., :3]
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
