@@ -1,7 +1,8 @@
 """What all callbacks that climb have in common: who climbs, how far, when, and what is said about it."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lbtrain.callbacks._choice import Choice, plain_name
-from lbtrain.callbacks._moment import Radius, Span, check_length, check_number
+from lbtrain.callbacks._moment import Radius, Span, check_length, check_number, rate_share
 from lbtrain.callbacks._objective import refuse_manual_optimization
 from lbtrain.callbacks._shards import part, space_of
 from lbtrain.callbacks._strategies import refuse_strategy
+from lbtrain.callbacks.lr_scaling import LearningRateScaling
 from lbtrain.functional.space import Space
 
 T = TypeVar("T", bound=type)
@@ -77,6 +79,7 @@ class Climber(Callback):
         self._adapted: frozenset[int] = frozenset()
         self._names: dict[int, str] = {}
         self._highest: dict[int, float] = {}
+        self._radii: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what the callback cannot serve."""
@@ -97,6 +100,7 @@ class Climber(Callback):
         # As in the authors' code: T = |w| + eta for what is called a weight, the identity for biases.
         self._adapted = frozenset(i for i, name in self._names.items() if "weight" in name)
         groups = trainer.optimizers[0].param_groups
+        self._highest = {}
         for i, group in enumerate(groups):
             check_number(f"sam_rho of parameter group {i}", group.get("sam_rho", 0), "0 leaves the group where it is")
         self._warn_of_rounding(trainer)
@@ -105,20 +109,24 @@ class Climber(Callback):
         """Let go of the copies."""
         self._copies = {}
 
-    def _note_rates(self, trainer: Trainer) -> None:
-        """Note the rates outside of the optimizer's step, in which a warmup lowers them."""
-        if self._radius.schedule == "lr":
-            self._highest = {i: float(group["lr"]) for i, group in enumerate(trainer.optimizers[0].param_groups)}
+    def _note_radii(self, trainer: Trainer) -> None:
+        """Note the radius of each parameter group, once for all batches of a step."""
+        follows = self._radius.schedule == "lr"
+        warmups = [c.warmup_share(trainer) for c in trainer.callbacks if isinstance(c, LearningRateScaling) and follows]
+        self._radii = []
+        for i, group in enumerate(trainer.optimizers[0].param_groups):
+            rate = 1.0
+            if follows:
+                self._highest[i] = max(self._highest.get(i, 0.0), float(group["lr"]))
+                rate = rate_share(group, self._highest[i]) * math.prod(warmups)
+            self._radii.append(self._radius.now(trainer, group, rate))
 
-    def _climbers(
-        self, trainer: Trainer, vectors: Sequence[Tensor | None], rho: Callable[[Mapping[str, Any], int], float]
-    ) -> Climbers:
+    def _climbers(self, trainer: Trainer, vectors: Sequence[Tensor | None]) -> Climbers:
         """Return who climbs along these vectors, one per optimized parameter or None.
 
         Args:
             trainer: The Trainer.
             vectors: Parts held here.
-            rho: Radius of a parameter group.
 
         Returns:
             The parameters that have a vector, are not left out and whose group does not have radius 0 as its own.
@@ -127,12 +135,11 @@ class Climber(Callback):
         position = 0
         for i, group in enumerate(trainer.optimizers[0].param_groups):
             still = group.get("sam_rho") == 0 or not group["params"]
-            here = 0.0 if still else rho(group, i)
             for p in group["params"]:
                 if not still and vectors[position] is not None and id(p) not in self._left_out:
                     where.append(position)
                     params.append(p)
-                    radii.append(here)
+                    radii.append(self._radii[i])
                 position += 1
         return Climbers(
             where,
@@ -143,8 +150,9 @@ class Climber(Callback):
             space_of(trainer, params),
         )
 
-    def _now(self, trainer: Trainer) -> Callable[[Mapping[str, Any], int], float]:
-        return lambda group, i: self._radius.now(trainer, group, self._highest.get(i))
+    def _name(self, param: Tensor, position: int) -> str:
+        """Return the name of an optimized parameter, also of one that is none of the module's."""
+        return self._names.get(id(param), f"parameter {position} of the optimizer")
 
     def _backup(self, climbers: Climbers) -> list[Tensor]:
         """Return memory for copies of the weights, the same from step to step."""

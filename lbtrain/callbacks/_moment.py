@@ -65,14 +65,13 @@ class Radius:
                     "rho_end out"
                 )
 
-    def now(self, trainer: Trainer, group: Mapping[str, Any], highest: float | None) -> float:
+    def now(self, trainer: Trainer, group: Mapping[str, Any], rate: float) -> float:
         """Return the radius for a parameter group, at this moment of training.
 
         Args:
             trainer: The Trainer, in a training batch.
             group: Parameter group; its own `sam_rho` stands in for `rho`.
-            highest: Learning rate of the group outside of the optimizer's step, for optimizers without a scheduler;
-                None for that of now.
+            rate: Learning rate of the group as a share of its highest.
 
         Returns:
             The radius, in units of parameter norm.
@@ -81,7 +80,6 @@ class Radius:
         if self.schedule == "constant":
             return rho * self.factor
         progress = 0.0 if self.schedule == "lr" else progress_of(trainer)
-        rate = _rate_share(group, highest) if self.schedule == "lr" else 1.0
         return self.factor * radius(self.schedule, rho, self.rho_end or 0.0, progress=progress, rate=rate)
 
     @property
@@ -163,7 +161,16 @@ def _reached(moment: float, trainer: Trainer) -> bool:
     return progress_of(trainer) >= moment if _is_share(moment) else trainer.current_epoch >= moment
 
 
-def _rate_share(group: Mapping[str, Any], highest: float | None) -> float:
-    # OneCycleLR and CyclicLR keep their highest rate as `max_lr`; the others start from `initial_lr`.
-    peak = float(group.get("max_lr", group.get("initial_lr", highest)) or group["lr"])
-    return float(group["lr"]) / peak if peak > 0 else 1.0
+def rate_share(group: Mapping[str, Any], highest: float) -> float:
+    """Return the learning rate of a parameter group as a share of its highest.
+
+    Args:
+        group: Parameter group. OneCycleLR and CyclicLR keep the highest rate as `max_lr`, other schedulers start from
+            `initial_lr`.
+        highest: Highest rate seen, for a group without a scheduler.
+
+    Returns:
+        0.0 to 1.0.
+    """
+    peak = float(group.get("max_lr", group.get("initial_lr", highest)))
+    return min(float(group["lr"]) / peak, 1.0) if peak > 0 else 1.0

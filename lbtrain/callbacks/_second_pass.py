@@ -90,6 +90,12 @@ class SecondPass:
             if alone and last:
                 reduce_over_ranks(self._trainer)
 
+    def conclude(self) -> None:
+        """Make the gradient of a step whose last batch gave none of what the batches before it left."""
+        with torch.no_grad():
+            if self._sam.combines == "step" and self._total:
+                self._combine_step(optimized(self._trainer))
+
     def _ascend(
         self, params: Sequence[Tensor], window: list[Recorded]
     ) -> tuple[Climbers, list[Tensor], list[Tensor | None]]:
@@ -99,14 +105,13 @@ class SecondPass:
             Who climbs, the steps, and the gradients where they are needed later.
         """
         sam, first = self._sam, take(params)
-        climbers = sam._climbers(self._trainer, first, sam._now(self._trainer))
+        climbers = sam._climbers(self._trainer, first)
         if sam.log_of_ascent.due:
             sizes = [batch_size(batch) for batch, _, _ in window]
             samples = None if None in sizes else sum(size or 0 for size in sizes)
-            rho = sam._radius.now(self._trainer, self._trainer.optimizers[0].param_groups[0], sam._highest.get(0))
             # The gradient of one batch of a window is divided by their number.
             batches = self._trainer.accumulate_grad_batches if sam.scope == "micro_batch" else 1
-            sam.log_of_ascent.climbed(climbers.space.norm(climbers.gradients) * batches, rho, samples)
+            sam.log_of_ascent.climbed(climbers.space.norm(climbers.gradients) * batches, sam._radii[0], samples)
         kept = self._owned(first) if sam.combines != "never" else []
         direction = sam._direction(self._trainer, first)
         if direction is not first:
@@ -135,9 +140,12 @@ class SecondPass:
         elif self._sam.combines == "step":
             self._total = _sum(self._total, kept) if self._total else kept
             if last:
-                second = self._owned(take(params))
-                total, self._total = self._total, []
-                self._combine(params, self._averaged(params, total), second)
+                self._combine_step(params)
+
+    def _combine_step(self, params: Sequence[Tensor]) -> None:
+        second = self._owned(take(params))
+        total, self._total = self._total, []
+        self._combine(params, self._averaged(params, total), second)
 
     def _owned(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """Copy gradients that lie in DDP's buckets, which its next reduction overwrites.

@@ -98,4 +98,4 @@ class FriendlySAM(SAM):
 
     def _named(self, trainer: Trainer, where: list[int]) -> list[str]:
         params = optimized(trainer)
-        return [self._names[id(params[i])] for i in where]
+        return [self._name(params[i], i) for i in where]

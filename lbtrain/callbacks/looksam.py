@@ -73,7 +73,7 @@ class LookSAM(SAM):
         if loss_scale(self._trainer) == 1.0 or is_finite(direction):  # keep no overflow, whose step is skipped
             self._kept.clear()
             params = optimized(self._trainer)
-            self._kept.put([self._names[id(params[i])] for i in where], direction)
+            self._kept.put([self._name(params[i], i) for i in where], direction)
         return second
 
     def _step_without_ascent(self, trainer: Trainer) -> None:
@@ -84,7 +84,7 @@ class LookSAM(SAM):
             gradients = take(params)
             where = [i for i, g in enumerate(gradients) if g is not None]
             present = [g for g in gradients if g is not None]
-            kept = self._kept.get([self._names[id(params[i])] for i in where], present)
+            kept = self._kept.get([self._name(params[i], i) for i in where], present)
             direction = [torch.zeros_like(g) if v is None else v for v, g in zip(kept, present, strict=True)]
             space = space_of(trainer, [params[i] for i in where])
             for i, value in zip(where, looksam_gradient(present, direction, self.alpha, space=space), strict=True):

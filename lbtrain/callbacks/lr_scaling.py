@@ -152,11 +152,22 @@ class LearningRateScaling(Callback):
                 f"warmup_epochs={self.warmup_epochs:g} needs a training loader with a length, and this one has "
                 "none: set warmup_epochs=0 and warm up with a scheduler, or give the data set a length"
             )
-        steps = self.warmup_epochs * math.ceil(
+        self._warmup_steps = self.warmup_epochs * math.ceil(
             trainer.num_training_batches / global_batch(trainer, self.batch_size).accumulate
         )
         for optimizer in trainer.optimizers:
-            self._hooks.append(_Warmup(optimizer, lambda: self._warmup_share(trainer.global_step / steps)))
+            self._hooks.append(_Warmup(optimizer, lambda: self.warmup_share(trainer)))
+
+    def warmup_share(self, trainer: Trainer) -> float:
+        """Return by what the warmup multiplies the rates in the optimizer's next step.
+
+        Args:
+            trainer: The Trainer, while it trains.
+
+        Returns:
+            The share, up to 1; 1 without a warmup.
+        """
+        return self._warmup_share(trainer.global_step / self._warmup_steps) if self._hooks else 1.0
 
     def _warmup_share(self, progress: float) -> float:
         """Return what the scaled rate is multiplied by: from 1 / factor at the first step to 1."""

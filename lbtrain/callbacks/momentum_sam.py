@@ -72,7 +72,7 @@ class MomentumSAM(Climber):
         if self._climbs is None:
             self._climbs = self._span.contains_now(trainer)
             if self._climbs:
-                self._note_rates(trainer)
+                self._note_radii(trainer)
                 self._log.open(trainer)
         if self._climbs:
             self._move(trainer)
@@ -113,13 +113,11 @@ class MomentumSAM(Climber):
 
     @torch.no_grad()
     def _move(self, trainer: Trainer) -> None:
-        climbers = self._climbers(trainer, _momenta(trainer), self._now(trainer))
+        climbers = self._climbers(trainer, _momenta(trainer))
         if not climbers.where and climbers.space is WHOLE:
             return  # before the first step there is no momentum
         if self._log.due:
-            group = trainer.optimizers[0].param_groups[0]
-            length = climbers.space.norm(climbers.gradients)
-            self._log.climbed(length, self._radius.now(trainer, group, self._highest.get(0)), None)
+            self._log.climbed(climbers.space.norm(climbers.gradients), self._radii[0], None)
         steps = self._steps(climbers)
         self._away.enter_context(elsewhere(trainer, climbers.weights, steps, self._backup(climbers)))
         steps.clear()  # the pass needs their memory

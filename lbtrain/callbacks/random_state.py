@@ -12,7 +12,8 @@ class RandomState(Callback):
     """Keep the random-number streams in checkpoints, so that a resumed run draws what the uninterrupted one draws.
 
     Lightning restores weights, optimizers and loops, but not the streams: dropout masks differ after a resume. Together
-    with a data order that depends on seed and epoch only (as `lbtrain.app.data.EpochSampler` gives), a resumed run
+    with a data order that depends on seed and epoch only (as `lbtrain.app.data.EpochSampler` gives), and a loader with
+    a `generator` of its own, since each pass over one without draws a seed from the global stream, a resumed run
     repeats the uninterrupted one bit for bit. With several ranks the stream of rank zero is kept for all.
     """
 

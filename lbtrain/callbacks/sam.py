@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lbtrain._lightning import LightningModule, Trainer
@@ -104,12 +105,12 @@ class SAM(Climber):
         if self._climbs is None:
             self._climbs = self._climbs_now(trainer)
             if self._climbs:
-                self._note_rates(trainer)
+                self._note_radii(trainer)
                 self.log_of_ascent.open(trainer, self.every_n_steps)
+        self._graded = False
         if self._climbs:
             kept = deepcopy(batch) if self.clone_batches else batch
             self._window.append((kept, batch_idx, random_streams(pl_module.device)))
-            self._graded = False
             if self.scope != "global":
                 self._local.enter_context(unreduced(trainer))
 
@@ -131,7 +132,23 @@ class SAM(Climber):
         elif last:
             self._step_without_ascent(trainer)
         if last:
-            self.log_of_ascent.send(trainer, pl_module, whole=self.scope == "global" or is_sharded(trainer))
+            self._tell(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Act on the gradient of the batches before, where the last one's `training_step` returned None."""
+        if self._graded:
+            return
+        self._local.close()
+        window, self._window = self._window[:-1], []
+        if window:
+            self._second.replace_gradient(window, last=True)
+        elif self._climbs:
+            self._second.conclude()
+        else:
+            self._step_without_ascent(trainer)
+        self._tell(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -163,6 +180,9 @@ class SAM(Climber):
         self._window: list[Recorded] = []
         if self._second is not None:
             self._second.forget()
+
+    def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.log_of_ascent.send(trainer, pl_module, whole=self.scope == "global" or is_sharded(trainer))
 
     def _climbs_now(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every_n_steps == 0 and self._span.contains_now(trainer)

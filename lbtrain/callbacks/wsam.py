@@ -73,9 +73,10 @@ class WSAM(SAM):
         if first:
             change = second
             torch._foreach_sub_(change, first)
+            # What is not finite at w + e must reach a gradient scaler, and whoever else guards gradients, as NaN.
+            torch._foreach_add_(first, change, alpha=0.0)
             scale = loss_scale(self._trainer)
             if scale != 1.0:
-                torch._foreach_add_(first, change, alpha=0.0)  # an overflow at w + e must reach the scaler, as NaN
                 torch._foreach_div_(change, scale)
             self._sharpness = list(zip(where, change, strict=True))
         return first

@@ -90,7 +90,8 @@ def looksam_gradient(
     References:
         Liu et al. (2022), arXiv 2203.02714, algorithm 1.
     """
-    share = alpha * space.norm(gradients) / (space.norm(direction) + _TINY)
+    length = space.norm(direction)
+    share = torch.where(length > 0, alpha * space.norm(gradients) / length, torch.zeros_like(length))
     result = multiplied([v.clone() for v in direction], share)
     if result:
         torch._foreach_add_(result, list(gradients))

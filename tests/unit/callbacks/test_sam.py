@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lbtrain import SAM
+from lbtrain import GSAM, SAM, WSAM, FriendlySAM, LookSAM
 from lbtrain._lightning import MisconfigurationException
 from tests.modules import Everything, Plain, Quadratic, digits_like, fit, same
 
@@ -155,6 +155,39 @@ def test_a_step_without_loss_is_left_out():
     for module, callbacks in ((plain, []), (sam, [SAM(0)])):
         fit(module, digits_like(), callbacks, accumulate_grad_batches=2)
     assert same(plain.state_dict(), sam.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize(
+    ("climber", "scope"),
+    [
+        *((climber, scope) for climber in (SAM, GSAM, LookSAM, WSAM) for scope in ("rank", "global", "micro_batch")),
+        (FriendlySAM, "rank"),  # with an ascent per batch its average counts in shares of the window
+    ],
+)
+def test_a_step_whose_last_batch_gives_no_loss_climbs_with_the_others(climber, scope):
+    class Half(Plain):
+        """Gives a batch half its weight, as a window of two does."""
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) / 2
+
+    class Skipping(Plain):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    found = []
+    for kind, accumulate in ((Skipping, 2), (Half, 1)):
+        torch.manual_seed(0)
+        module = kind(dtype=torch.float64)
+        loader = digits_like(dtype=torch.float64)
+        if kind is Half:
+            x, y = (torch.stack(column) for column in zip(*loader.dataset, strict=True))
+            used = torch.cat([torch.arange(i, i + 8) for i in range(0, 48, 16)])
+            loader = DataLoader(TensorDataset(x[used], y[used]), batch_size=8)
+        fit(module, loader, [climber(0.3, scope=scope)], accumulate_grad_batches=accumulate)
+        found.append(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("rho", [-0.1, math.inf, math.nan])

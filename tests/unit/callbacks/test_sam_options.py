@@ -109,7 +109,7 @@ def test_shares_of_a_training_without_an_end_are_refused(callback, options):
     with pytest.raises(
         MisconfigurationException, match=f"{callback.__name__} is counted in shares .* length is unknown"
     ):
-        fit(Plain(), digits_like(), [callback(**options)], max_epochs=-1)
+        fit(Plain(), digits_like(), [callback(**options)], max_epochs=-1, max_time="00:00:00:05")
 
 
 # --- how far ---
@@ -177,6 +177,35 @@ def test_the_radius_follows_a_warmup_of_the_rate_whatever_the_order_of_the_callb
     sam, scaling = SAM(0.4, rho_schedule="lr"), LearningRateScaling(base_batch_size=2, warmup_epochs=1)
     found = logged(scaling if first else sam, callbacks=[sam if first else scaling])
     assert found == pytest.approx({k: 0.4 * (0.25 + 0.75 * min(k / 6, 1)) for k in range(18)})
+
+
+def test_the_radius_follows_a_rate_that_is_lowered_by_hand():
+    class Halving(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.optimizers[0].param_groups[0]["lr"] = 0.1 * 0.5**trainer.current_epoch
+
+    found = logged(SAM(0.4, rho_schedule="lr"), callbacks=[Halving()])
+    assert found == pytest.approx({k: 0.4 * 0.5 ** (k // 6) for k in range(18)})
+
+
+@pytest.mark.parametrize("climber", [SAM, MomentumSAM])
+@pytest.mark.parametrize("schedule", ["lr", "linear"])
+def test_all_batches_of_a_step_have_one_radius(climber, schedule):
+    radii = []
+
+    class Noted(climber):
+        def _climbers(self, trainer, vectors):
+            radii.append(self._radii[0])
+            return super()._climbers(trainer, vectors)
+
+    options = {"scope": "micro_batch"} if climber is SAM else {}
+    scaling = LearningRateScaling(base_batch_size=4, warmup_epochs=1)
+    module = Plain(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    callbacks = [Noted(0.4, rho_schedule=schedule, **options), scaling]
+    fit(module, digits_like(), callbacks, accumulate_grad_batches=2, max_epochs=2)
+    # Global batch 16 over 4: from a quarter of the scaled rate, over 3 steps of 2 batches each.
+    expected = [0.1, 0.2, 0.3, 0.4, 0.4, 0.4] if schedule == "lr" else [0.4 * (1 - k / 6) for k in range(6)]
+    assert radii[::2] == radii[1::2] == pytest.approx(expected)
 
 
 def test_scale_rho_multiplies_by_the_interval():

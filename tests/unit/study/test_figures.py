@@ -149,6 +149,12 @@ def test_the_time_of_a_step_with_one_method(write_sweep, rhos, title, lines) -> 
     assert [line.label for line in plot.panels[0].lines] == lines
 
 
+def test_a_run_with_radius_0_takes_longer_and_is_no_measure_of_time(write_sweep) -> None:
+    plain = [make_record("Adam", "none", batch, sam=False) for batch in BATCHES]
+    runs = [with_method(run, "GSAM", rho=rho) for run in plain for rho in (0.0, 0.05)]
+    assert "time_ratio" not in [plot.name for plot in plots(load_sweep(write_sweep(runs)))]
+
+
 def test_lines_are_apart_and_points_nearest_to_their_batch() -> None:
     for number in (1, 2, 4, 18, 100):
         places = [apart(place, number) for place in range(number)]
