@@ -396,7 +396,8 @@ def measure_memory(method: str, device: str) -> dict:
     build = partial(MLP, 64, 16 * (512,), 10)
     momentum = 0.9 if method == "momentum_sam" else 0.0
     loops = Bench(build, (1, 8, 8), WARM_UP_SAMPLES, device, momentum, logging=False).loops(method)
-    plain, peak = (peak_memory(partial(loops[name], 2), device) for name in ("plain", "method"))
+    steps = max(2, METHODS[method].period) if method in METHODS else 2  # after the warm-up: up to the second ascent
+    plain, peak = (peak_memory(partial(loops[name], steps), device) for name in ("plain", "method"))
     size = sum(p.numel() * p.element_size() for p in build().parameters())
     return {"case": "memory", "method": method, "extra": round((peak - plain) / size, 2)}
 
@@ -492,7 +493,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", choices=[*METHODS, *RIVALS], help="default: sam")
     parser.add_argument("--all", action="store_true", help="all cases, whatever is chosen above")
     parser.add_argument("--repeats", type=int, default=11, help="epochs of each loop of a case")
-    parser.add_argument("--seconds", type=float, default=0.5, help="aimed length of a plain epoch")
+    parser.add_argument("--seconds", type=float, default=0.4, help="aimed length of a plain epoch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the process' processor time")

@@ -77,7 +77,10 @@ def _reason(error: BaseException) -> str:
 
 def _headline(cfg: DictConfig, metrics: Mapping[str, Any], commit: str | None) -> dict[str, Any]:
     """Return the flat block by which runs are sorted and grouped in wandb, beside the whole config."""
-    scaling, sam = cfg.callbacks.get("lr_scaling") or {}, cfg.callbacks.get("sam") or {}
+    scaling = cfg.callbacks.get("lr_scaling") or {}
+    # SAM and its relatives, under whatever key.
+    nodes = [node for node in cfg.callbacks.values() if node and str(node.get("_target_", "")).endswith("SAM")]
+    sam = nodes[0] if nodes else {}
     lr = cfg.optimizer.get("lr") if cfg.get("optimizer") and "optimizer" not in unused_groups(cfg) else None
     block = {
         "global_batch": metrics.get("batch/global"),
@@ -88,6 +91,7 @@ def _headline(cfg: DictConfig, metrics: Mapping[str, Any], commit: str | None) -
         "lr_scaled": metrics.get("lr/scaled", lr),
         "lr_rule": scaling.get("rule", "none"),
         "k": metrics.get("lr/factor", 1.0),
+        "method": str(sam.get("_target_", "")).rpartition(".")[2],
         "rho": sam.get("rho", 0.0),
         "seed": cfg.seed,
         "git_sha": commit,
