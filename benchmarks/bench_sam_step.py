@@ -12,7 +12,8 @@ fails.
 and so on, so that other work on the machine slows them alike. An epoch is timed from the start of its second step to
 its end, with hooks, data fetching and optimizer; the first step, on a few samples, lets all memory be allocated. On a
 machine with much other work, `--clock cpu --threads 1` counts processor time and so leaves waiting for it out.
-  network, batch, method, precision, accumulate, steps    steps: timed optimizer steps per epoch
+  network, batch, method, precision, accumulate
+  steps, turns         timed optimizer steps per epoch, epochs of each loop; short epochs and many turns are less noisy
   plain_ms, step_ms    milliseconds of an optimizer step without and with the method, medians over epochs
   ratio, low, high     median and quartiles of the method's time over the plain time of the same turn
   If the method is a rival's, plain_ms is of its own plain loop, and there is more:
@@ -71,6 +72,7 @@ Loop = Callable[[int], float]  # from the number of steps to the milliseconds of
 RHO = 0.05
 WARM_UP_SAMPLES = 8
 MOST_STEPS = 100  # of an epoch
+FEWEST_TURNS = 7
 
 
 @dataclass(frozen=True)
@@ -355,7 +357,10 @@ def measure_time(network: str, batch: int, method: str, options: argparse.Namesp
     wanted = min(MOST_STEPS, max(1.0, 1000 * options.seconds / min(first["plain"], loops["plain"](1))))
     steps = chosen.period * math.ceil(wanted / chosen.period)
     times: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(options.repeats):
+    begin = time.monotonic()
+    for turn in range(options.repeats):
+        if turn >= FEWEST_TURNS and time.monotonic() - begin > options.budget:
+            break
         for name, run in loops.items():
             times[name].append(run(steps))
     row = {
@@ -366,6 +371,7 @@ def measure_time(network: str, batch: int, method: str, options: argparse.Namesp
         "precision": chosen.precision,
         "accumulate": chosen.accumulate,
         "steps": steps,
+        "turns": len(times["plain"]),
         "plain_ms": round(statistics.median(times["plain"]), 3),
         "step_ms": round(statistics.median(times["method"]), 3),
     }
@@ -480,7 +486,6 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "clock": options.clock,
-        "repeats": options.repeats,
         "load": round(os.getloadavg()[0], 2),
     }
 
@@ -492,8 +497,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, help="batch sizes; default: 512, resnet18 64, mlp 256")
     parser.add_argument("--method", nargs="+", choices=[*METHODS, *RIVALS], help="default: sam")
     parser.add_argument("--all", action="store_true", help="all cases, whatever is chosen above")
-    parser.add_argument("--repeats", type=int, default=11, help="epochs of each loop of a case")
-    parser.add_argument("--seconds", type=float, default=0.4, help="aimed length of a plain epoch")
+    parser.add_argument("--repeats", type=int, default=40, help="turns, that is epochs of each loop of a case")
+    parser.add_argument("--budget", type=float, default=20.0, help=f"seconds; then no turns beyond {FEWEST_TURNS}")
+    parser.add_argument("--seconds", type=float, default=0.1, help="aimed length of a plain epoch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the process' processor time")
