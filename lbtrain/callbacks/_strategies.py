@@ -2,6 +2,7 @@
 
 from lbtrain._lightning import MisconfigurationException, Trainer, strategies
 from lbtrain.callbacks._shards import is_sharded
+from lbtrain.callbacks._trainer import accumulation
 
 SCOPES = ("rank", "global", "micro_batch")
 _PLAIN = "strategy='ddp', 'fsdp' or a single device"
@@ -60,4 +61,9 @@ def _refuse_static_graph(trainer: Trainer, name: str, scope: str) -> None:
         raise MisconfigurationException(
             f"scope={scope!r} keeps the first gradient of a step on its rank, which DDP's static_graph=True forbids "
             f"(pytorch/pytorch#187732): set static_graph=False, or {name}(scope='global')"
+        )
+    if accumulation(trainer) > 1:
+        raise MisconfigurationException(
+            "DDP's static_graph=True fails with accumulate_grad_batches above 1, with and without "
+            f"{name}, since the first batches of a window are not reduced: set static_graph=False"
         )

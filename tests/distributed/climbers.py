@@ -293,6 +293,8 @@ def refusals():
     for scope in ("rank", "micro_batch"):
         static = {"strategy": strategies.DDPStrategy(static_graph=True)}
         yield ("static graph", scope), refused(SAM(scope=scope), "ddp", **static)
+    static = {"strategy": strategies.DDPStrategy(static_graph=True), "accumulate_grad_batches": 2}
+    yield ("static graph", "window"), refused(SAM(scope="global"), "ddp", **static)
     static = {"strategy": strategies.DDPStrategy(static_graph=True)}
     yield ("static graph", "global"), trained([SAM(0.1, scope="global")], "ddp", **static)[:2]
     yield ("refused", "fsdp"), refused(SAM(), "fsdp")

@@ -213,6 +213,10 @@ def test_a_static_graph_is_refused_with_the_way_out(ranks, scope):
     assert "set static_graph=False, or SAM(scope='global')" in ranks[0]["static graph", scope]
 
 
+def test_a_static_graph_with_windows_is_refused(ranks):
+    assert "accumulate_grad_batches above 1, with and without SAM" in ranks[0]["static graph", "window"]
+
+
 def test_a_static_graph_works_in_scope_global(ranks, alone):
     equal(ranks[0]["static graph", "global"][0], alone("SAM")[0])
 
