@@ -1,13 +1,12 @@
 """Parameters that strategies cut into shards: the part held here, and norms over all parts."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lbtrain._lightning import Trainer, strategies
 from lbtrain.functional.ascent import shifted
@@ -104,21 +103,20 @@ def elsewhere(
     Yields:
         Nothing; the model stands at w + e.
     """
-    module = trainer.lightning_module
     try:
         with shifted(weights, steps, backup=backup):
-            _reshard(module)
+            _reshard(trainer)
             yield
     finally:
-        _reshard(module)
+        _reshard(trainer)
 
 
-def _reshard(module: nn.Module) -> None:
+def _reshard(trainer: Trainer) -> None:
     """Drop gathered copies of FSDP2's parameters, which would hide a change of the shards."""
-    if "torch.distributed.fsdp" in sys.modules:
-        for m in module.modules():
+    if isinstance(trainer.strategy, strategies.ModelParallelStrategy):
+        for m in trainer.lightning_module.modules():
             if hasattr(m, "set_reshard_after_backward"):  # what FSDP2 adds to a module
-                m.reshard()  # type: ignore[operator]
+                m.reshard()
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
