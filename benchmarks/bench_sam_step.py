@@ -199,22 +199,25 @@ class Bench:
         """Return the loops that take turns: what `method` is compared with, and it."""
         if method in METHODS:
             chosen = METHODS[method]
-            run = partial(self._trainer, self._classifier if self.logging else self._bare)
+            run = partial(self.by_trainer, self.classifier if self.logging else self._bare)
             options = {"accumulate": chosen.accumulate, "precision": chosen.precision}
-            return {"plain": partial(run, **options), "method": partial(run, callback=chosen.callback, **options)}
-        plain = partial(self._trainer, self._bare)
-        ours = partial(self._trainer, self._bare, callback=SAM)
+            return {
+                "plain": partial(run, list, **options),
+                "method": partial(run, lambda: [chosen.callback()], **options),
+            }
+        plain = partial(self.by_trainer, self._bare, list)
+        ours = partial(self.by_trainer, self._bare, lambda: [SAM()])
         if method == "two_step_lightning":
-            manual = partial(self._trainer, lambda network: BareTwoStep(network, self.momentum))
+            manual = partial(self.by_trainer, lambda network: BareTwoStep(network, self.momentum), list)
             return {"plain": plain, "ours": ours, "method": manual}
         theirs = partial(self.by_hand, start_two_step if method == "two_step" else start_pytorch_optimizer)
         return {"plain": partial(self.by_hand, start_plain), "ours": ours, "method": theirs}
 
-    def _trainer(
+    def by_trainer(
         self,
         wrap: Callable[[nn.Module], LightningModule],
+        callbacks: Callable[[], list[Callback]],
         steps: int,
-        callback: Callable[[], Callback] | None = None,
         accumulate: int = 1,
         precision: str = "32-true",
     ) -> float:
@@ -226,7 +229,7 @@ class Bench:
             max_epochs=1,
             accumulate_grad_batches=accumulate,
             precision=precision,
-            callbacks=[clock] if callback is None else [clock, callback()],
+            callbacks=[clock, *callbacks()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -259,7 +262,8 @@ class Bench:
         seed_everything(0, verbose=False)
         return self.build()
 
-    def _classifier(self, network: nn.Module) -> LightningModule:
+    def classifier(self, network: nn.Module) -> LightningModule:
+        """Return the app's module."""
         return Classifier(network, lambda params: torch.optim.SGD(params, lr=0.01, momentum=self.momentum))
 
     def _bare(self, network: nn.Module) -> LightningModule:
@@ -479,7 +483,12 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         yield measure_memory(method, options.device)
         if method not in METHODS or METHODS[method].same_in_each_step:
             yield measure_kernels(method, options.device)
-    yield {
+    yield environment(options)
+
+
+def environment(options: argparse.Namespace) -> dict:
+    """Return the line that says where the others come from."""
+    return {
         "case": "environment",
         "torch": torch.__version__,
         "lightning": pl.__version__,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lbtrain.callbacks.loss_reduction import LossReductionCheck
     from lbtrain.callbacks.lr_scaling import LearningRateScaling
     from lbtrain.callbacks.momentum_sam import MomentumSAM
+    from lbtrain.callbacks.noise import GradientNoiseScale
     from lbtrain.callbacks.random_state import RandomState
     from lbtrain.callbacks.sam import SAM
     from lbtrain.callbacks.sharpness import Sharpness
@@ -32,6 +33,7 @@ __all__ = [
     "FriendlySAM",
     "WSAM",
     "MomentumSAM",
+    "GradientNoiseScale",
     "HessianSpectrum",
     "Sharpness",
     "RandomState",
@@ -48,6 +50,7 @@ _FILES = {
     "FriendlySAM": "friendly_sam",
     "WSAM": "wsam",
     "MomentumSAM": "momentum_sam",
+    "GradientNoiseScale": "noise",
     "HessianSpectrum": "hessian",
     "Sharpness": "sharpness",
     "RandomState": "random_state",

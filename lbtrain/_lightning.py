@@ -44,6 +44,7 @@ _rank_zero = importlib.import_module(f"{pl.__name__}.utilities.rank_zero")
 _exceptions = importlib.import_module(f"{pl.__name__}.utilities.exceptions")
 _dummy = importlib.import_module(f"{pl.__name__}.loggers.logger")
 
+BatchSizeFinder = _callbacks.BatchSizeFinder
 EarlyStopping = _callbacks.EarlyStopping
 GradientAccumulationScheduler = _callbacks.GradientAccumulationScheduler
 LearningRateFinder = _callbacks.LearningRateFinder

@@ -92,6 +92,23 @@ class Plain(LightningModule):
         return self.optimizer(self.parameters())
 
 
+class LeastSquares(LightningModule):
+    """Least squares, with the mean or the sum of the squared errors; the rate is meant for one batch of 64."""
+
+    def __init__(self, reduction):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(6, 1, dtype=torch.float64))
+        self.reduction = reduction
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.mse_loss(x @ self.w, y.to(x)[:, None], reduction=self.reduction)
+
+    def configure_optimizers(self):
+        lr = 0.1 if self.reduction == "mean" else 0.1 / 64
+        return torch.optim.SGD(self.parameters(), lr=lr, momentum=0.9)
+
+
 def same(first, second):
     """Whether two state dicts agree bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

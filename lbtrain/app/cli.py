@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
-from lbtrain.app import launcher
+from lbtrain.app import launcher, scale
 from lbtrain.app.config import redacted
 from lbtrain.app.instantiate import nearest
 from lbtrain.app.own import import_own_modules
@@ -61,13 +61,16 @@ def run(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Run the command line; a sweep ends with its comparison, also when jobs failed or Ctrl-C has ended them.
 
-    It exits with code 1 when something failed, and 130 after Ctrl-C.
+    It exits with code 1 when something failed, and 130 after Ctrl-C. `scale` as the first word trains nothing: it
+    prints the values for another batch size, and exits with 2 if it cannot read the command line.
     """
     # Hydra finds plugins of a wheel by itself, but not those of an editable install.
     Plugins.instance().register(LocalLauncher)
     # The console script looks beside itself for modules, not where the user is.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    if sys.argv[1:2] == ["scale"]:
+        sys.exit(scale.main(sys.argv[2:]))
     with _hints():
         try:
             run()

@@ -13,6 +13,7 @@ from lbtrain.app.config import flat, git_commit, redacted, versions, without_sec
 from lbtrain.app.loggers import ID_NAME, METRICS_NAME, close_wandb
 from lbtrain.app.names import given_overrides, job_name
 from lbtrain.app.own import unused_groups
+from lbtrain.functional.scaling import AUTO
 from lbtrain.records import SUMMARY_NAME, RunRecord, write_record
 
 
@@ -89,7 +90,7 @@ def _headline(cfg: DictConfig, metrics: Mapping[str, Any], commit: str | None) -
         "world": metrics.get("batch/data_parallel"),
         "lr_base": metrics.get("lr/base", lr),
         "lr_scaled": metrics.get("lr/scaled", lr),
-        "lr_rule": scaling.get("rule", "none"),
+        "lr_rule": _law(scaling.get("rule", "none"), cfg),
         "k": metrics.get("lr/factor", 1.0),
         "method": str(sam.get("_target_", "")).rpartition(".")[2],
         "rho": sam.get("rho", 0.0),
@@ -97,3 +98,9 @@ def _headline(cfg: DictConfig, metrics: Mapping[str, Any], commit: str | None) -
         "git_sha": commit,
     }
     return {**_effective(cfg), **block}
+
+
+def _law(rule: Any, cfg: DictConfig) -> Any:
+    """Return the law in effect, where `auto` leaves it to the optimizer."""
+    optimizer = str((cfg.get("optimizer") or {}).get("_target_", "")).rpartition(".")[2].lower()
+    return next((law for law, names in AUTO.items() if optimizer in names), rule) if rule == "auto" else rule

@@ -35,6 +35,8 @@ NEWER = {
     ("ModelCheckpoint", "save_on_exception"): Newer(False, "Lightning 2.5.3"),
     ("Adam", "decoupled_weight_decay"): Newer(False, "torch 2.7"),
 }
+# Packages that the YAMLs name and only an extra installs.
+EXTRAS = {"pytorch_optimizer": "optim", "datasets": "hub"}
 _NEWER_PACKAGES = frozenset({"torch", "lightning", "pytorch_lightning"})
 
 
@@ -108,7 +110,8 @@ def locate(target: str) -> Any:
     first, *rest = target.split(".")
     found = _module(first, target)
     if found is None:
-        raise LookupError(f"no module {first!r} is installed, needed for {target!r}")
+        way_out = f": pip install 'lbtrain[{EXTRAS[first]}]'" if first in EXTRAS else ""
+        raise LookupError(f"no module {first!r} is installed, needed for {target!r}{way_out}")
     path = first
     for part in rest:
         step = getattr(found, part, None) if part else None

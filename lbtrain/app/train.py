@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import lbtrain
 from lbtrain._lightning import (
     Callback,
     MisconfigurationException,
@@ -29,6 +30,9 @@ from lbtrain.callbacks.loss_reduction import LossReductionCheck
 from lbtrain.callbacks.random_state import RandomState
 from lbtrain.callbacks.step_time import StepTime
 
+_PACKAGE = Path(lbtrain.__file__).parent
+_FORMAT = warnings.formatwarning
+
 
 def train(cfg: DictConfig) -> dict[str, float]:
     """Check a config, train it, evaluate the final weights and leave `summary.json`, also when it fails.
@@ -40,6 +44,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         The run's numbers by key, in the units of the key table in the README.
     """
     _hush(resumed=cfg.ckpt_path is not None)
+    warnings.formatwarning = _plain_warning
     validate(cfg)
     directory = Path(HydraConfig.get().runtime.output_dir)
     clear(directory, resumed=cfg.ckpt_path is not None)
@@ -98,6 +103,19 @@ def _hush(*, resumed: bool) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")  # torch on Lightning's use of it
     # Small data is read faster in the process itself than by workers.
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+
+
+def _plain_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format a warning of this package as its sentence alone: the line of code says nothing more.
+
+    Returns:
+        What is printed.
+    """
+    if Path(filename).is_relative_to(_PACKAGE):
+        return f"warning: {message}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _train(cfg: DictConfig, metrics: dict[str, float | str]) -> None:

@@ -112,13 +112,13 @@ class Climber(Callback):
     def _note_radii(self, trainer: Trainer) -> None:
         """Note the radius of each parameter group, once for all batches of a step."""
         follows = self._radius.schedule == "lr"
-        warmups = [c.warmup_share(trainer) for c in trainer.callbacks if isinstance(c, LearningRateScaling) and follows]
+        scalings = [c for c in trainer.callbacks if isinstance(c, LearningRateScaling) and follows]
         self._radii = []
         for i, group in enumerate(trainer.optimizers[0].param_groups):
             rate = 1.0
             if follows:
                 self._highest[i] = max(self._highest.get(i, 0.0), float(group["lr"]))
-                rate = rate_share(group, self._highest[i]) * math.prod(warmups)
+                rate = rate_share(group, self._highest[i]) * math.prod(c.warmup_share(trainer, i) for c in scalings)
             self._radii.append(self._radius.now(trainer, group, rate))
 
     def _climbers(self, trainer: Trainer, vectors: Sequence[Tensor | None]) -> Climbers:

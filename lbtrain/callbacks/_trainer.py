@@ -3,17 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from lbtrain._lightning import (
     GradientAccumulationScheduler,
-    MisconfigurationException,
     Trainer,
     rank_zero_only,
 )
+from lbtrain.callbacks._loaders import loader_batch_size
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def global_batch(trainer: Trainer, per_device: int | None = None) -> GlobalBatch
         Per-device batch x data-parallel size x accumulation; a batch size that cannot be read off the loaders is an
         error.
     """
-    return GlobalBatch(per_device or _loader_batch_size(trainer), data_parallel(trainer), accumulation(trainer))
+    return GlobalBatch(per_device or loader_batch_size(trainer), data_parallel(trainer), accumulation(trainer))
 
 
 def accumulation(trainer: Trainer) -> int:
@@ -64,6 +62,19 @@ def accumulation(trainer: Trainer) -> int:
         if isinstance(callback, GradientAccumulationScheduler):
             return int(callback.get_accumulate_grad_batches(trainer.current_epoch))
     return int(trainer.accumulate_grad_batches)
+
+
+def steps_per_epoch(trainer: Trainer) -> int | None:
+    """Return the optimizer steps of an epoch, at the current accumulation.
+
+    Args:
+        trainer: The Trainer, in `on_train_start` or later.
+
+    Returns:
+        The count; None if the training loader has no length.
+    """
+    batches = trainer.num_training_batches
+    return math.ceil(batches / accumulation(trainer)) if math.isfinite(batches) else None
 
 
 def is_optimizer_step(trainer: Trainer) -> bool:
@@ -114,26 +125,6 @@ def data_parallel(trainer: Trainer) -> int:
         The count; less than the world size with tensor parallelism, where several devices share the same data.
     """
     return int((trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1))
-
-
-def _loader_batch_size(trainer: Trainer) -> int:
-    loaders = trainer.fit_loop._combined_loader.flattened
-    sizes = [_batch_size(loader) for loader in loaders]
-    if len(sizes) != 1 or sizes[0] is None:
-        found = ", ".join(
-            f"{type(x).__name__} with batch size {s or 'unknown'}" for x, s in zip(loaders, sizes, strict=True)
-        )
-        raise MisconfigurationException(
-            f"the batch size per device cannot be read off the training loaders ({found}): give it, "
-            "LearningRateScaling(batch_size=...) or callbacks.lr_scaling.batch_size=..."
-        )
-    return sizes[0]
-
-
-def _batch_size(loader: Any) -> int | None:
-    if not isinstance(loader, DataLoader):
-        return None
-    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
 
 
 def publish(trainer: Trainer, metrics: Mapping[str, float | str]) -> None:

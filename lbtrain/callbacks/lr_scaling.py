@@ -1,90 +1,134 @@
 """Scale the learning rate with the global batch."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from lbtrain._lightning import (
-    Callback,
-    LearningRateFinder,
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-    rank_zero_info,
-    rank_zero_warn,
-)
-from lbtrain.callbacks._trainer import GlobalBatch, global_batch, publish
+from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lbtrain.callbacks._batch import batch_size as samples_in
+from lbtrain.callbacks._reduction import NO_LOSS, reduction_on
+from lbtrain.callbacks._scaling_checks import check_arguments, refuse_at_setup, refuse_rules
+from lbtrain.callbacks._scaling_line import announce
+from lbtrain.callbacks._scaling_plan import Plan, carry_out, contained, planned
+from lbtrain.callbacks._step_schedules import Stretched, follow_batch
+from lbtrain.callbacks._trainer import GlobalBatch, global_batch
+from lbtrain.callbacks._warmup import Warmup, share, warmup_length
 from lbtrain.callbacks.loss_reduction import LossReductionCheck
-from lbtrain.functional.scaling import Rule, exponent, rescale_rates, scaling_factor
+from lbtrain.functional.rescale import UNSCALED
+from lbtrain.functional.scaling import Factors, Law, Rule
 
 
 class LearningRateScaling(Callback):
     """Scale every learning rate from the batch size it was tuned for to the one in use, `lr' = lr * k^p`.
 
     With a loss that averages over the batch, `k = global batch / base_batch_size`, where the global batch is per-device
-    batch x data-parallel size x accumulation. With a loss that sums (told by LossReductionCheck, where that callback is
-    present) the gradient grows with the per-device batch by itself, and `k = data-parallel size x accumulation` keeps
-    the update per sample. The rate, the schedulers' base rates, floors and ceilings are set in `on_train_start`, as if
-    both had been built with the scaled rate. The factor is kept in the checkpoint: a resumed run is not scaled twice,
-    and one that resumes with another global batch is rescaled by the ratio, with a warning.
+    batch x data-parallel size x accumulation. With a loss that sums, the gradient grows with the per-device batch by
+    itself, and `k = data-parallel size x accumulation / base_batches` keeps the update per sample. The rate, the
+    schedulers' base rates, floors and ceilings are set in `on_train_start`, as if both had been built with the scaled
+    rate. What was done is kept in the optimizer's state and in the checkpoint: a resumed run is not scaled twice, and
+    one that resumes with another global batch is rescaled by the ratio, with a warning.
+
+    No momentum correction is needed: torch's SGD multiplies the rate into the step, `v = mu v + g; w -= lr v`, and not
+    into the momentum, so old gradients are never left with an old rate.
 
     Args:
         base_batch_size: Global batch size that the rate in the optimizer was tuned for, in samples.
-        rule: `linear` (p = 1), `sqrt` (p = 0.5), `none` (p = 0) or the exponent p itself.
+        rule: `auto` (linear for SGD and LARS; square root for Adam, AdamW, NAdam, RAdam, Adamax, Adafactor, RMSprop and
+            LAMB), `linear` (p = 1), `sqrt` (p = 0.5), `none` (p = 0) or the exponent p itself; a list gives each
+            optimizer its own, and `scaling_rule` in a parameter group that group.
         batch_size: Samples per batch and device; None reads it off the training loader.
         warmup_epochs: Epochs over which the rate grows from the unscaled to the scaled one, linearly per optimizer step
             and on top of any scheduler.
+        warmup_steps: The same in optimizer steps.
+        reduction: `mean` or `sum`; `auto` takes LossReductionCheck's verdict on the first batch, or finds it in the
+            same way if that callback is absent.
+        base_batches: Batches per optimizer step that the rate was tuned for, over devices and accumulation. It counts
+            only for a sum.
+        adam_moments: Scale betas and eps with the square-root law, too.
+        weight_decay: `keep`, or `scale` by k / (lr'/lr), with which as much decays per epoch as at the base batch.
+        scale_floor: Whether the schedulers' lowest rates (`eta_min`, `min_lr`) are scaled, too.
+        stretch_schedule: Whether schedules counted in optimizer steps are shortened as the number of steps is; if not,
+            they get a warning.
 
     Raises:
-        ValueError: If a batch size is below 1, the rule is unknown or warmup_epochs is negative.
+        ValueError: If an argument is out of range.
 
     References:
-        Goyal et al. (2017), arXiv 1706.02677, sections 2.1 and 2.2 (linear rule, gradual warmup).
+        Goyal et al. (2017), arXiv 1706.02677, sections 2.1 to 2.3 (linear rule, gradual warmup, momentum correction);
+        Malladi et al. (2022), arXiv 2205.10287, Definition 5.2 (square root, betas and eps).
     """
 
     def __init__(
-        self, base_batch_size: int, rule: Rule = "linear", batch_size: int | None = None, warmup_epochs: float = 0.0
+        self,
+        base_batch_size: int,
+        rule: Rule | Sequence[Rule] = "auto",
+        batch_size: int | None = None,
+        warmup_epochs: float = 0.0,
+        *,
+        warmup_steps: int = 0,
+        reduction: str = "auto",
+        base_batches: int = 1,
+        adam_moments: bool = False,
+        weight_decay: str = "keep",
+        scale_floor: bool = True,
+        stretch_schedule: bool = False,
     ) -> None:
-        for name, value in (("base_batch_size", base_batch_size), ("batch_size", batch_size)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a whole number of samples, at least 1, got {value!r}")
-        if not (math.isfinite(warmup_epochs) and warmup_epochs >= 0):
-            raise ValueError(f"warmup_epochs must be at least 0 and finite, got {warmup_epochs!r}")
-        exponent(rule)
         self.base_batch_size = base_batch_size
         self.rule = rule
         self.batch_size = batch_size
         self.warmup_epochs = warmup_epochs
-        self._factor: float | None = None
-        self._resumed = False
-        self._reduction = "mean"
-        self._hooks: list[Any] = []
-        self._announced = False
+        self.warmup_steps = warmup_steps
+        self.reduction = reduction
+        self.base_batches = base_batches
+        self.adam_moments = adam_moments
+        self.weight_decay = weight_decay
+        self.scale_floor = scale_floor
+        self.stretch_schedule = stretch_schedule
+        check_arguments(self)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._reduction = "mean" if self.reduction == "auto" else self.reduction
+        self._restored: Plan | None = None
+        self._stretched: Stretched | None = None
+        self._applied: Plan | None = None
+        self._begun = False
+        self._warmup_length = 0.0
+        self._warmups: list[Warmup] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second callback that also sets the rate; forget the last fit."""
         if stage == "fit":
-            _refuse_others(trainer)
-            self._factor, self._resumed, self._reduction, self._announced = None, False, "mean", False
+            refuse_at_setup(self, trainer, pl_module)
+            self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the optimizer's rates have been multiplied by, in plain Python."""
-        return {"factor": self._factor, "reduction": self._reduction}
+        """Return what the optimizers' hyperparameters have been multiplied by, in plain Python."""
+        groups = None if self._applied is None else [[asdict(f) for f in groups] for groups in self._applied]
+        return {"groups": groups, "reduction": self._reduction, "stretched": self._stretched}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the factor that the checkpoint's rates contain already."""
-        self._factor, self._reduction = state_dict["factor"], state_dict["reduction"]
-        self._resumed = self._factor is not None
+        """Take over what the checkpoint's rates contain already; nothing, if it was saved before training."""
+        if state_dict["groups"] is not None:
+            self._restored = [[Factors(**f) for f in groups] for groups in state_dict["groups"]]
+            self._stretched = state_dict["stretched"]
+            if self.reduction == "auto":
+                self._reduction = state_dict["reduction"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scale the rates; wait with the line when the first batch can still change the law."""
+        """Scale the rates; wait with the line while the first batch can still change the law."""
+        refuse_rules(self, trainer)
         batch = global_batch(trainer, self.batch_size)
+        self._stop_warmup()
+        self._warmup_length = warmup_length(trainer, self.warmup_epochs, self.warmup_steps)
         self._scale(trainer, batch)
-        self._start_warmup(trainer)
-        if _check(trainer) is None:
-            self._announce(trainer, batch)
+        self._stretched = follow_batch(
+            trainer, batch, self.base_batch_size, self._stretched, stretch_them=self.stretch_schedule
+        )
+        if self._warmup_length:
+            self._warmups = [Warmup(o, lambda: self._shares(trainer)) for o in trainer.optimizers]
+        if self.reduction != "auto":
+            announce(trainer, batch, self, self._applied or [], self._reduction)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow an accumulation that changes from epoch to epoch."""
@@ -92,13 +136,18 @@ class LearningRateScaling(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take the law that the loss reduction of the first batch asks for."""
-        if not self._announced:
-            check = _check(trainer)
-            if check is not None:
-                self._reduction = check.verdict(trainer, pl_module, batch).kind
-            used = global_batch(trainer, self.batch_size)
+        if self._begun:
+            return
+        used = global_batch(trainer, self.batch_size)
+        if self.reduction == "auto":
+            found = self._found_reduction(trainer, pl_module, batch)
+            if found is None:
+                return  # a batch without a loss
+            self._reduction = found
             self._scale(trainer, used)
-            self._announce(trainer, used)
+            announce(trainer, used, self, self._applied or [], self._reduction)
+        self._compare(samples_in(batch), used.per_device)
+        self._begun = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the warmup off the optimizers."""
@@ -108,122 +157,84 @@ class LearningRateScaling(Callback):
         """Take the warmup off the optimizers."""
         self._stop_warmup()
 
-    def _target(self, batch: GlobalBatch) -> float:
-        if self._reduction == "sum":
-            return scaling_factor(batch.data_parallel * batch.accumulate, self.rule)
-        return scaling_factor(batch.size / self.base_batch_size, self.rule)
-
     def _scale(self, trainer: Trainer, batch: GlobalBatch) -> None:
-        target, before = self._target(batch), self._factor
-        if self._resumed and before != target:
-            rank_zero_warn(
-                f"resumed with global batch {batch} ({self.rule}, base {self.base_batch_size}), where the "
-                f"checkpoint's rates contain the factor {before:g}: they are multiplied by {target / before:g}, so "
-                f"that the factor is {target:g}"
-            )
-        self._resumed = False
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        rescale_rates(trainer.optimizers, schedulers, target / (before or 1.0))
-        self._factor = target
-
-    def _announce(self, trainer: Trainer, batch: GlobalBatch) -> None:
-        self._announced = True
-        factor = self._factor or 1.0
-        group = trainer.optimizers[0].param_groups[0]
-        # OneCycleLR and CyclicLR keep the rate that was tuned as `max_lr`; the others start from `initial_lr`.
-        scaled = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
-        numbers = {"lr/base": scaled / factor, "lr/scaled": scaled, "lr/factor": factor, "batch/global": batch.size}
-        parts = {"per_device": batch.per_device, "accumulate": batch.accumulate, "data_parallel": batch.data_parallel}
-        publish(trainer, {**numbers, **{f"batch/{name}": value for name, value in parts.items()}})
-        law = f"{self.rule}, base {self.base_batch_size}"
-        if self._reduction == "sum":
-            k = batch.data_parallel * batch.accumulate
-            law += f"; the loss is a sum over the batch, so k = data-parallel x accumulate = {k}"
-        elif self._reduction != "mean":
-            law += f"; loss reduction {self._reduction}, taken as a mean over the batch"
-        rank_zero_info(f"global batch {batch}, lr {scaled / factor:.6g} -> {scaled:.6g} ({law})")
-
-    def _start_warmup(self, trainer: Trainer) -> None:
-        self._stop_warmup()
-        if self.warmup_epochs == 0:
+        plan = planned(trainer, [self._law(batch, i) for i in range(len(trainer.optimizers))])
+        if plan == self._applied:
             return
-        if not math.isfinite(trainer.num_training_batches):
-            raise MisconfigurationException(
-                f"warmup_epochs={self.warmup_epochs:g} needs a training loader with a length, and this one has "
-                "none: set warmup_epochs=0 and warm up with a scheduler, or give the data set a length"
-            )
-        self._warmup_steps = self.warmup_epochs * math.ceil(
-            trainer.num_training_batches / global_batch(trainer, self.batch_size).accumulate
-        )
-        for optimizer in trainer.optimizers:
-            self._hooks.append(_Warmup(optimizer, lambda: self.warmup_share(trainer)))
+        running = self._applied is not None
+        before = contained(trainer, self._applied if running else self._restored, running=running)
+        if not running:
+            self._warn_of_checkpoint(trainer, batch, before[0][0], plan[0][0])
+        carry_out(trainer, before, plan, scale_floor=self.scale_floor)
+        self._applied = plan
 
-    def warmup_share(self, trainer: Trainer) -> float:
-        """Return by what the warmup multiplies the rates in the optimizer's next step.
+    def _law(self, batch: GlobalBatch, optimizer: int) -> Law:
+        each = isinstance(self.rule, Sequence) and not isinstance(self.rule, str)
+        return Law(
+            samples=batch.size / self.base_batch_size,
+            batches=batch.data_parallel * batch.accumulate / self.base_batches,
+            summed=self._reduction == "sum",
+            rule=self.rule[optimizer] if each else self.rule,
+            adam_moments=self.adam_moments,
+            scale_decay=self.weight_decay == "scale",
+        )
+
+    def _warn_of_checkpoint(self, trainer: Trainer, batch: GlobalBatch, before: Factors, after: Factors) -> None:
+        resumed = trainer.global_step > 0 or self._restored is not None
+        if not resumed or before.lr == after.lr:
+            return
+        what = f"resumed with global batch {batch} ({after.rule}, base {self.base_batch_size})"
+        scaled = before != UNSCALED or self._restored is not None
+        contained = f"contain the factor {before.lr:g}" if scaled else "were never scaled"
+        rank_zero_warn(
+            f"{what}, where the checkpoint's rates {contained}: they are multiplied by {after.lr / before.lr:g}, so "
+            f"that the factor is {after.lr:g}"
+        )
+
+    def _found_reduction(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> str | None:
+        """Return the verdict, None if this batch has no loss to judge by.
+
+        Raises:
+            MisconfigurationException: If the loss cannot be evaluated on a batch.
+        """
+        check = next((c for c in trainer.callbacks if isinstance(c, LossReductionCheck)), None)
+        if check is not None:
+            verdict = check.verdict(trainer, pl_module, batch)
+            return verdict.kind if check.judged else None
+        try:
+            verdict = trainer.strategy.broadcast(reduction_on(trainer, pl_module, batch))
+        except MisconfigurationException as error:
+            way_out = "or tell LearningRateScaling how the loss treats a batch: reduction='mean' or 'sum'"
+            raise MisconfigurationException(f"{error}; {way_out}") from error
+        return verdict.kind if verdict.reason != NO_LOSS else None
+
+    def _compare(self, found: int | None, assumed: int) -> None:
+        if self.batch_size is None and found is not None and found > assumed:
+            rank_zero_warn(
+                f"the training loader says batch size {assumed}, but the first batch holds {found} samples, if its "
+                "first dimension counts them: give LearningRateScaling(batch_size=...), the samples per device and "
+                "batch"
+            )
+
+    def _shares(self, trainer: Trainer) -> list[float]:
+        own = (self._applied or [[UNSCALED]])[0]
+        # A group that was added in this epoch is not in the plan yet; its rate was derived from the others'.
+        factors = [own[min(i, len(own) - 1)] for i in range(len(trainer.optimizers[0].param_groups))]
+        return [share(trainer.global_step / self._warmup_length, f.lr) for f in factors]
+
+    def warmup_share(self, trainer: Trainer, group: int = 0) -> float:
+        """Return by what the warmup multiplies the rate of a parameter group in the optimizer's next step.
 
         Args:
             trainer: The Trainer, while it trains.
+            group: Number of the parameter group.
 
         Returns:
             The share, up to 1; 1 without a warmup.
         """
-        return self._warmup_share(trainer.global_step / self._warmup_steps) if self._hooks else 1.0
-
-    def _warmup_share(self, progress: float) -> float:
-        """Return what the scaled rate is multiplied by: from 1 / factor at the first step to 1."""
-        start = 1.0 / (self._factor or 1.0)
-        return start + (1.0 - start) * min(progress, 1.0)
+        return self._shares(trainer)[group] if self._warmups else 1.0
 
     def _stop_warmup(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-
-class _Warmup:
-    """Lower an optimizer's rates during each step only, so schedulers and checkpoints see them unchanged.
-
-    Pre- and post-step hooks come in pairs also where a gradient scaler skips a step, which a pair of Trainer hooks does
-    not.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, share: Callable[[], float]) -> None:
-        self._optimizer, self._share = optimizer, share
-        self._full: list[Any] | None = None
-        self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._lower()),
-            optimizer.register_step_post_hook(lambda *_: self._restore()),
-        ]
-
-    def _lower(self) -> None:
-        share = self._share()
-        if share != 1.0:
-            self._full = [group["lr"] for group in self._optimizer.param_groups]
-            for group in self._optimizer.param_groups:
-                group["lr"] = group["lr"] * share
-
-    def _restore(self) -> None:
-        if self._full is not None:
-            for group, rate in zip(self._optimizer.param_groups, self._full, strict=True):
-                group["lr"] = rate
-            self._full = None
-
-    def remove(self) -> None:
-        """Put the rates back, also in the middle of a step, and let go of the optimizer."""
-        self._restore()
-        for handle in self._handles:
-            handle.remove()
-
-
-def _check(trainer: Trainer) -> LossReductionCheck | None:
-    return next((c for c in trainer.callbacks if isinstance(c, LossReductionCheck)), None)
-
-
-def _refuse_others(trainer: Trainer) -> None:
-    if any(isinstance(c, LearningRateFinder) for c in trainer.callbacks):
-        raise MisconfigurationException(
-            "LearningRateFinder finds a rate for the batch in use, so scaling it again would count the batch "
-            "twice: use either LearningRateFinder or LearningRateScaling"
-        )
-    if sum(isinstance(c, LearningRateScaling) for c in trainer.callbacks) > 1:
-        raise MisconfigurationException("two LearningRateScaling callbacks would scale the rate twice: keep one")
+        for warmup in self._warmups:
+            warmup.remove()
+        self._warmups = []

@@ -10,6 +10,13 @@ from lbtrain.study.methods import DEFAULTS, is_number, members
 # cross entropy then lies just under ln(classes).
 CHANCE_FRACTION = 0.98
 
+# What LearningRateScaling takes for `auto`, by the optimizer's class in lower case. functional/scaling.py has it, too,
+# but this room imports no torch.
+AUTO_LAWS = {
+    **dict.fromkeys(("sgd", "lars"), "linear"),
+    **dict.fromkeys(("adam", "adamw", "nadam", "radam", "adamax", "adafactor", "rmsprop", "lamb"), "sqrt"),
+}
+
 # Metric key -> (words, unit); the order is the order of the report's columns.
 METRICS: dict[str, tuple[str, str]] = {
     "train/loss": ("train loss", "per sample"),
@@ -44,11 +51,7 @@ def optimizer_label(config: Mapping[str, Any]) -> str:
     Returns:
         Such as "Adam", "SGD", "SGD momentum 0.9", "SGD Nesterov 0.9"; empty when the config names none.
     """
-    keys = sorted((key for key in config if f".{key}".endswith(".optimizer._target_")), key=len)
-    if not keys:
-        return ""
-    prefix = keys[0].removesuffix("_target_")
-    name = str(config[keys[0]]).rpartition(".")[2]
+    prefix, name = _optimizer(config)
     momentum = config.get(f"{prefix}momentum")
     if isinstance(momentum, int | float) and momentum:
         return f"{name} {'Nesterov' if config.get(f'{prefix}nesterov') else 'momentum'} {momentum:g}"
@@ -75,14 +78,13 @@ def rate_label(config: Mapping[str, Any]) -> str:
         config: Flat config of the run.
 
     Returns:
-        "fixed" (no scaling, rule none, or exponent 0), the rule ("linear", "sqrt"), or "power p" for an exponent.
+        "fixed" (no scaling, rule none, or exponent 0), the rule ("linear", "sqrt"; for auto the one that the optimizer
+        gets), or "power p" for an exponent; rules that differ by optimizer as "linear / sqrt".
     """
-    rule = config.get("callbacks.lr_scaling.rule")
-    try:
-        power = float(rule)  # type: ignore[arg-type]  # None and words end in the except
-    except (TypeError, ValueError):
-        return "fixed" if rule in {None, "", "none"} else str(rule)
-    return f"power {power:g}" if power else "fixed"
+    key = "callbacks.lr_scaling.rule"
+    rules = [config.get(key)] if key in config else [config[name] for name in config if name.startswith(f"{key}.")]
+    named = dict.fromkeys(_rule_label(rule, _optimizer(config)[1]) for rule in rules)
+    return " / ".join(named) or "fixed"
 
 
 def batch_size(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> float | None:
@@ -170,6 +172,22 @@ def words(metric: str) -> str:
         Such as "test accuracy"; the key itself when it is not one of lbtrain's.
     """
     return METRICS[metric][0] if metric in METRICS else metric
+
+
+def _rule_label(rule: Any, optimizer: str) -> str:
+    if rule == "auto":
+        return AUTO_LAWS.get(optimizer.lower(), "auto")
+    try:
+        power = float(rule)
+    except (TypeError, ValueError):
+        return "fixed" if rule in {None, "", "none"} else str(rule)
+    return f"power {power:g}" if power else "fixed"
+
+
+def _optimizer(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the key under which the optimizer stands, with its dot, and the name of its class; empty without one."""
+    keys = sorted((key for key in config if f".{key}".endswith(".optimizer._target_")), key=len)
+    return (keys[0].removesuffix("_target_"), str(config[keys[0]]).rpartition(".")[2]) if keys else ("", "")
 
 
 def _first_number(*values: Any) -> float | None:

@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lbtrain import SAM, HessianSpectrum, LearningRateScaling, LossReductionCheck, Sharpness
 from lbtrain._lightning import Callback
-from tests.modules import Everything, Plain, digits_like, fit
+from tests.modules import Everything, LeastSquares, Plain, digits_like, fit
 
 CALLBACKS = {
     "scaling": lambda: LearningRateScaling(4),
-    "check": lambda: LossReductionCheck(on_sum="ignore"),
+    "check": lambda: LossReductionCheck(on_problem="ignore"),
     "spectrum": lambda: HessianSpectrum(top_k=3, tol=1e-9, max_matvecs=2000),
     "sharpness": lambda: Sharpness(num_steps=3),
 }
@@ -48,6 +48,13 @@ def measured(reduction, batch_size, **options):
         "metrics": {k: v.item() for k, v in trainer.callback_metrics.items() if not k.startswith("time/")},
         "weights": [p.detach().clone() for p in module.parameters()],
     }
+
+
+def split(reduction, batch_size, **options):
+    """Return the weights after 12 steps of 64 samples each, the rate scaled from one batch of 64."""
+    module = LeastSquares(reduction)
+    fit(module, in_turn(256, batch_size), [LearningRateScaling(64)], max_epochs=3, **options)
+    return module.w.detach().clone()
 
 
 class Reductions(Callback):
@@ -99,6 +106,9 @@ def main(folder):
     two = {"strategy": "ddp", "devices": 2}
     results = {f"measured {reduction}": measured(reduction, 4, **two) for reduction in ("mean", "sum")}
     results["accumulated"] = measured("mean", 2, accumulate_grad_batches=2, **two)
+    for reduction in ("mean", "sum"):
+        results[f"split {reduction}"] = split(reduction, 32, **two)
+        results[f"split {reduction}, accumulated"] = split(reduction, 16, accumulate_grad_batches=2, **two)
     results["plain"] = trained(None)
     results["rho 0"] = trained(0)
     results["rho 0.1"] = trained(0.1)

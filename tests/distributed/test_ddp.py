@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.distributed.ranks import Small, measured
+from tests.distributed.ranks import Small, measured, split
 from tests.distributed.start import ranks_of
 from tests.modules import digits_like
 
@@ -36,6 +36,16 @@ def test_two_ranks_with_half_the_batch_equal_one_process(ranks, case):
             if measured_here and not key.endswith(("residual", "stderr")):
                 assert found["metrics"][key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
     assert ranks[0][case]["metrics"] == ranks[1][case]["metrics"]
+
+
+@pytest.mark.parametrize("how", ["", ", accumulated"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_64_samples_make_the_same_step_on_two_devices(ranks, reduction, how):
+    """1 x 64 equals 2 x 32, and 2 x 16 accumulated twice."""
+    alone = split(reduction, 64)
+    assert alone.abs().min() > 1e-3
+    for rank in ranks:
+        torch.testing.assert_close(rank[f"split {reduction}{how}"], alone, rtol=1e-12, atol=1e-15)
 
 
 def test_the_global_batch_names_the_ranks(ranks):

@@ -10,8 +10,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from lbtrain.app.config import flat
 from lbtrain.app.instantiate import instantiate, validate
 from lbtrain.app.signatures import HYDRA_KEYS, NEWER, locate
+from lbtrain.functional.scaling import auto_rule
+from lbtrain.study.axes import rate_label
 
 CONF = Path(__file__).parents[2] / "conf"
 YAMLS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -87,13 +90,17 @@ def test_every_choice_composes_and_is_valid(choice):
     validate(_compose(choice))
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"])
+# Tuned on the digits at the base batch of 16.
+RATES = {"sgd": 0.01, "momentum": 0.01, "nesterov": 0.01, "lars": 1.0, "lamb": 0.003}
+
+
+@pytest.mark.parametrize("name", _options("optimizer"))
 def test_optimizers_are_built_as_their_yaml_says(name):
     node = _compose(f"optimizer={name}").optimizer
     optimizer = instantiate(node)([torch.nn.Parameter(torch.zeros(2))])
     group = optimizer.param_groups[0]
-    assert group["lr"] == (0.01 if name in {"sgd", "momentum", "nesterov"} else 0.001)
-    assert group.get("momentum", 0) == (0.9 if name in {"momentum", "nesterov"} else 0)
+    assert group["lr"] == RATES.get(name, 0.001)
+    assert group.get("momentum", 0) == (0.9 if name in {"momentum", "nesterov", "lars"} else 0)
     assert group.get("nesterov", False) == (name == "nesterov")
 
 
@@ -134,14 +141,20 @@ def test_study_is_two_optimizers_two_updates_two_rates_four_batches():
         assert cfg.callbacks.get("sam", {}).get("rho", 0.05) == 0.05
     assert laws == {
         ("SGD", 0.01, "fixed", "none"),
-        ("SGD", 0.01, "scaled", "linear"),
+        ("SGD", 0.01, "scaled", "auto"),
         ("Adam", 0.001, "fixed", "none"),
-        ("Adam", 0.001, "scaled", "sqrt"),
+        ("Adam", 0.001, "scaled", "auto"),
     }
     assert sum("sam]" in part for job in jobs for part in job) == 16
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "rmsprop", "adamw"])
-def test_study_knows_the_law_of_the_other_optimizers(optimizer):
+LAWS = {"sgd": "linear", "momentum": "linear", "nesterov": "linear", "lars": "linear"}
+
+
+@pytest.mark.parametrize("optimizer", _options("optimizer"))
+def test_study_has_a_law_for_every_optimizer(optimizer):
     cfg = _compose("experiment=surlemont2022", f"optimizer={optimizer}", "scaling=scaled")
-    assert cfg.callbacks.lr_scaling.rule == ("linear" if optimizer in {"sgd", "nesterov"} else "sqrt")
+    assert cfg.callbacks.lr_scaling.rule == "auto"
+    built = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
+    assert auto_rule(built) == LAWS.get(optimizer, "sqrt")
+    assert rate_label(flat(cfg)) == LAWS.get(optimizer, "sqrt")

@@ -38,7 +38,10 @@ def error_of(*overrides):
         ("callbacks.sam.rho=1", "'sam' is not part of this run; add it: callbacks=[...,sam]"),
         ("logger.wandb.offline=true", "'wandb' is not part of this run; add it: logger=[...,wandb]"),
         ("data.xyzzy=1", "There is no 'xyzzy'; known are: _target_, batch_size, "),
-        ("optimizer=xyzzy", "There is no 'xyzzy'; known are: adam, adamw, momentum, nesterov, rmsprop, sgd"),
+        (
+            "optimizer=xyzzy",
+            "There is no 'xyzzy'; known are: adam, adamw, lamb, lars, momentum, nesterov, rmsprop, sgd",
+        ),
     ],
 )
 def test_nearest_name_or_all_names(override, hint):

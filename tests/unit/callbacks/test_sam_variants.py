@@ -348,7 +348,7 @@ def test_decoupled_wsam_steps_with_the_warmed_up_rate(wsam_first):
 def test_sam_beside_every_other_callback_equals_sam_alone_bit_for_bit():
     others = [
         LearningRateScaling(base_batch_size=8, rule="none"),
-        LossReductionCheck(),
+        LossReductionCheck("ignore"),
         HessianSpectrum(top_k=1, tol=0.1),
         Sharpness(num_steps=2),
         RandomState(),

@@ -1,4 +1,4 @@
-"""The scaling laws, and that scaling afterwards equals building with the scaled rate."""
+"""The scaling laws: of the rate, of betas and eps, of weight decay, and which optimizer follows which."""
 
 import math
 
@@ -6,66 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.optim import lr_scheduler as ls
 
-from lbtrain.functional.scaling import exponent, rescale_rates, scaling_factor
-
-K = 4.0
-SCHEDULERS = {
-    "none": lambda o, k: None,
-    "step": lambda o, k: ls.StepLR(o, 5, 0.5),
-    "multistep": lambda o, k: ls.MultiStepLR(o, [4, 9], 0.5),
-    "multiplicative": lambda o, k: ls.MultiplicativeLR(o, lambda _: 0.95),
-    "constant": lambda o, k: ls.ConstantLR(o, 0.5, 6),
-    "linear": lambda o, k: ls.LinearLR(o, 0.3, 1.0, 7),
-    "exponential": lambda o, k: ls.ExponentialLR(o, 0.9),
-    "polynomial": lambda o, k: ls.PolynomialLR(o, 12, 2.0),
-    "lambda": lambda o, k: ls.LambdaLR(o, lambda e: 0.9**e),
-    "cosine": lambda o, k: ls.CosineAnnealingLR(o, 10),
-    "cosine with floor": lambda o, k: ls.CosineAnnealingLR(o, 10, eta_min=0.01 * k),
-    "warm restarts": lambda o, k: ls.CosineAnnealingWarmRestarts(o, 5),
-    "warm restarts with floor": lambda o, k: ls.CosineAnnealingWarmRestarts(o, 5, eta_min=0.01 * k),
-    "sequential": lambda o, k: ls.SequentialLR(o, [ls.LinearLR(o, 0.1, 1, 5), ls.CosineAnnealingLR(o, 13)], [5]),
-    "chained": lambda o, k: ls.ChainedScheduler([ls.LinearLR(o, 0.1, 1, 5), ls.ExponentialLR(o, 0.9)]),
-    "one cycle": lambda o, k: ls.OneCycleLR(o, max_lr=0.1 * k, total_steps=18),
-    "cyclic": lambda o, k: ls.CyclicLR(o, base_lr=0.02 * k, max_lr=0.1 * k, step_size_up=4),
-    "plateau with floor": lambda o, k: ls.ReduceLROnPlateau(o, factor=0.2, patience=1, min_lr=0.005 * k),
-}
-
-
-def rates(name, factor, after):
-    """Return 18 rates of a run built with the rate times `factor`, then scaled by K / factor."""
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=0.1 * factor, momentum=0.9)
-    scheduler = SCHEDULERS[name](optimizer, factor)
-    seen = []
-    for step in range(18):
-        if step == after:
-            rescale_rates([optimizer], [scheduler] if scheduler else [], K / factor)
-        seen.append(optimizer.param_groups[0]["lr"])
-        weight.grad = torch.zeros(1)
-        optimizer.step()
-        if isinstance(scheduler, ls.ReduceLROnPlateau):
-            scheduler.step(1.0)
-        elif scheduler:
-            scheduler.step()
-    return seen
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("after", [0, 6])
-@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")
-def test_scaling_a_schedule_equals_building_it_with_the_scaled_rate(name, after):
-    built = rates(name, K, after)
-    torch.testing.assert_close(rates(name, 1.0, after)[after:], built[after:], rtol=1e-12, atol=1e-15)
-
-
-def test_a_tensor_rate_is_replaced_and_not_multiplied_in_place():
-    rate = torch.tensor(0.1)
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=rate, capturable=True, foreach=False)
-    rescale_rates([optimizer], [], 3.0)
-    assert optimizer.param_groups[0]["lr"].item() == pytest.approx(0.3)
-    assert rate.item() == pytest.approx(0.1)
+from lbtrain.functional.optimizers import decay_per_step, terminal_step
+from lbtrain.functional.scaling import AUTO, Law, auto_rule, exponent, factors, scaled_moments, scaling_factor
 
 
 def test_the_laws():
@@ -82,7 +25,7 @@ def test_scaling_twice_equals_scaling_once(a, b, rule):
 
 @pytest.mark.parametrize("rule", ["lineer", None, True, math.inf, math.nan])
 def test_an_unknown_rule_is_refused(rule):
-    with pytest.raises(ValueError, match="rule must be one of .* or a finite exponent, got"):
+    with pytest.raises(ValueError, match="rule must be auto, one of .* or a finite exponent, got"):
         exponent(rule)
 
 
@@ -90,3 +33,174 @@ def test_an_unknown_rule_is_refused(rule):
 def test_a_wrong_ratio_is_refused(k):
     with pytest.raises(ValueError, match="k must be positive and finite"):
         scaling_factor(k, "linear")
+
+
+def optimizer_of(kind, **options):
+    return kind([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1, **options)
+
+
+def law_of(kind, law, **options):
+    optimizer = optimizer_of(kind, **options)
+    return factors(optimizer, optimizer.param_groups[0], law)
+
+
+LINEAR = ["SGD"]
+SQRT = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adafactor", "RMSprop"]
+
+
+@pytest.mark.parametrize("name", LINEAR + SQRT)
+def test_auto_knows_the_law_of_torchs_optimizers(name):
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"torch {torch.__version__} has no {name}")
+    assert auto_rule(optimizer_of(getattr(torch.optim, name))) == ("linear" if name in LINEAR else "sqrt")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("LARS", "linear"), ("Lamb", "sqrt"), ("AdaFactor", "sqrt"), ("AdaMax", "sqrt")]
+)
+def test_auto_knows_the_law_of_other_libraries_optimizers(name, rule):
+    pytest_optimizer = pytest.importorskip("pytorch_optimizer")
+    assert auto_rule(optimizer_of(getattr(pytest_optimizer, name))) == rule
+
+
+def test_auto_knows_what_derives_from_them():
+    class Mine(torch.optim.AdamW):
+        pass
+
+    assert auto_rule(optimizer_of(Mine)) == "sqrt"
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "ASGD", "Rprop", "Adadelta"])
+def test_auto_asks_where_no_law_is_known(name):
+    with pytest.raises(ValueError, match=rf"no scaling law for the optimizer {name} .*: give rule='linear', 'sqrt'"):
+        auto_rule(optimizer_of(getattr(torch.optim, name)))
+
+
+def test_a_mean_follows_the_samples_and_a_sum_the_batches():
+    assert law_of(torch.optim.SGD, Law(samples=16, batches=4)).lr == 16
+    assert law_of(torch.optim.SGD, Law(samples=16, batches=4, summed=True)).lr == 4
+    assert law_of(torch.optim.SGD, Law(samples=16, batches=4, summed=True, rule="sqrt")).lr == 2
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
+def test_an_optimizer_that_divides_by_the_gradient_does_not_see_a_sum(kind):
+    """Its step on a sum equals its step on a mean, so its rate follows the samples in both cases."""
+    assert law_of(kind, Law(samples=16, batches=1, summed=True)).lr == 4
+    weights = [torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+    for w, times in zip(weights, (1.0, 64.0), strict=True):
+        optimizer = kind([w], lr=0.1, eps=0.0)
+        for step in range(3):
+            w.grad = times * torch.tensor([0.3, -2.0, 1.0], dtype=torch.float64) * (step + 1)
+            optimizer.step()
+    torch.testing.assert_close(*(w.detach() for w in weights), rtol=1e-12, atol=0)
+
+
+def test_a_parameter_group_has_its_own_rule():
+    optimizer = optimizer_of(torch.optim.SGD)
+    group = {**optimizer.param_groups[0], "scaling_rule": "sqrt"}
+    found = factors(optimizer, group, Law(samples=16))
+    assert (found.rule, found.lr) == ("sqrt", 4)
+    with pytest.raises(ValueError, match="rule must be auto, one of"):
+        factors(optimizer, {**group, "scaling_rule": "cubic"}, Law(samples=16))
+
+
+def test_moments_follow_the_square_root_law():
+    found = law_of(torch.optim.Adam, Law(samples=4, adam_moments=True))
+    assert (found.lr, found.moments) == (2, 4)
+    moments = scaled_moments({"betas": (0.9, 0.999), "eps": 1e-8, "lr": 1.0}, 4.0)
+    assert moments["betas"] == pytest.approx((0.6, 0.996), rel=1e-15)
+    assert moments["eps"] == 5e-9
+    assert set(moments) == {"betas", "eps"}
+    assert scaled_moments({"alpha": 0.99, "eps": 1e-8}, 4.0)["alpha"] == pytest.approx(0.96)
+    assert scaled_moments({"betas": (0.0, 0.999), "eps": 1e-8}, 4.0)["betas"] == pytest.approx((0.0, 0.996))
+
+
+@pytest.mark.parametrize("k", [10.0, 16.0])
+def test_moments_beyond_the_laws_range_are_refused(k):
+    with pytest.raises(
+        ValueError, match=r"1 - k \(1 - beta\) > 0, but k=.* and beta=0.9 in betas .* up to k = 10; take"
+    ):
+        scaled_moments({"betas": (0.9, 0.999), "eps": 1e-8}, k)
+
+
+def test_moments_without_the_square_root_are_refused():
+    with pytest.raises(
+        ValueError, match="adam_moments=True belongs to the square-root law, and Adam has rule='linear'"
+    ):
+        law_of(torch.optim.Adam, Law(samples=4, rule="linear", adam_moments=True))
+
+
+def test_sde_of_adam_is_kept_by_the_square_root_law():
+    """On pure noise, k times as large a batch and 1/k of the steps leave weights spread as widely (Malladi et al.)."""
+    spread = {}
+    for k in (1, 4):
+        torch.manual_seed(0)
+        moments = scaled_moments({"betas": (0.9, 0.99), "eps": 1e-8}, float(k))
+        w = torch.nn.Parameter(torch.zeros(20000))
+        optimizer = torch.optim.Adam([w], lr=1e-3 * math.sqrt(k), **moments)
+        for _ in range(400 // k):
+            w.grad = torch.randn_like(w) / math.sqrt(k)
+            optimizer.step()
+        spread[k] = w.detach().std().item()
+    assert spread[4] == pytest.approx(spread[1], rel=0.06)  # the discretization is O(1 - beta); without the law 1.4
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5}])
+def test_decay_of_sgd_is_what_its_steps_do(options):
+    w = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([w], lr=0.01, weight_decay=1e-3, **options)
+    share = decay_per_step(optimizer, optimizer.param_groups[0])
+    values = []
+    for _ in range(400):
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+        values.append(w.item())
+    assert 1 - values[-1] / values[-2] == pytest.approx(share, rel=2e-3)
+
+
+def test_decay_of_adamw_is_what_its_steps_do():
+    optimizer = optimizer_of(torch.optim.AdamW, weight_decay=0.02)
+    w = optimizer.param_groups[0]["params"][0]
+    with torch.no_grad():
+        w.fill_(1.0)
+    w.grad = torch.zeros_like(w)
+    optimizer.step()
+    assert 1 - w[0, 0].item() == pytest.approx(decay_per_step(optimizer, optimizer.param_groups[0]), rel=1e-4)
+
+
+def test_decay_within_a_normalized_gradient_has_no_share():
+    optimizer = optimizer_of(torch.optim.Adam, weight_decay=0.02)
+    assert decay_per_step(optimizer, optimizer.param_groups[0]) is None
+    with pytest.raises(ValueError, match=r"weight_decay='scale' keeps .*, but Adam adds the decay .*: use AdamW"):
+        law_of(torch.optim.Adam, Law(samples=4, scale_decay=True), weight_decay=0.02)
+    assert law_of(torch.optim.Adam, Law(samples=4, scale_decay=True)).decay == 1.0
+
+
+@pytest.mark.parametrize("rule", ["linear", "sqrt", "none", 0.25])
+def test_scaled_decay_keeps_the_decay_per_epoch(rule):
+    optimizer = optimizer_of(torch.optim.AdamW, weight_decay=0.02)
+    group, k = optimizer.param_groups[0], 16.0
+    found = factors(optimizer, group, Law(samples=k, rule=rule, scale_decay=True))
+    steps = 64
+    before = decay_per_step(optimizer, group) * steps
+    scaled = {**group, "lr": group["lr"] * found.lr, "weight_decay": group["weight_decay"] * found.decay}
+    assert decay_per_step(optimizer, scaled) * steps / k == pytest.approx(before)
+
+
+def test_the_terminal_step_is_where_momentum_ends():
+    group = {"lr": 0.1, "momentum": 0.9}
+    assert terminal_step(group) == pytest.approx(1.0)
+    assert terminal_step({**group, "dampening": 0.5}) == pytest.approx(0.5)
+    assert terminal_step({"lr": 0.1}) == 0.1
+    w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+    for _ in range(200):
+        before = w.item()
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+    assert before - w.item() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_no_optimizer_has_two_laws():
+    names = [name for group in AUTO.values() for name in group]
+    assert len(names) == len(set(names))

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
+from lbtrain.functional.scaling import AUTO
 from lbtrain.study.axes import (
+    AUTO_LAWS,
     batch_size,
     diverged,
     higher_is_better,
@@ -40,6 +42,29 @@ def test_optimizer(config: dict, label: str) -> None:
 )
 def test_rate(rule: object, label: str) -> None:
     assert rate_label({"callbacks.lr_scaling.rule": rule}) == label
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "label"),
+    [
+        ("torch.optim.SGD", "linear"),
+        ("torch.optim.Adam", "sqrt"),
+        ("pytorch_optimizer.Lamb", "sqrt"),
+        ("mine.Lion", "auto"),
+    ],
+)
+def test_automatic_rate_is_named_by_the_law_in_effect(optimizer: str, label: str) -> None:
+    assert rate_label({"optimizer._target_": optimizer, "callbacks.lr_scaling.rule": "auto"}) == label
+
+
+def test_rules_of_several_optimizers_are_all_named() -> None:
+    rules = {"callbacks.lr_scaling.rule.0": "linear", "callbacks.lr_scaling.rule.1": 0.5}
+    assert rate_label(rules) == "linear / power 0.5"
+    assert rate_label({**rules, "callbacks.lr_scaling.rule.1": "linear"}) == "linear"
+
+
+def test_laws_are_those_that_the_callback_takes() -> None:
+    assert {name: rule for rule, names in AUTO.items() for name in names} == AUTO_LAWS
 
 
 def test_absent_axes() -> None:

@@ -1,0 +1,127 @@
+"""What LearningRateScaling says it did: one line, and the numbers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from lbtrain._lightning import Trainer, rank_zero_info
+from lbtrain.callbacks._scaling_plan import Plan
+from lbtrain.callbacks._trainer import GlobalBatch, publish, steps_per_epoch
+from lbtrain.functional.optimizers import decay_per_step, terminal_step
+from lbtrain.functional.scaling import EXPONENTS, Factors, exponent, scaled_moments
+
+if TYPE_CHECKING:
+    from lbtrain.callbacks.lr_scaling import LearningRateScaling
+
+# From this ratio on the square-root law's betas differ so much from the usual ones (0.2 in the place of 0.9) that the
+# line says what they would be.
+_FAR = 8.0
+# More parameter groups than this are not listed one by one.
+_LISTED = 4
+
+
+def announce(trainer: Trainer, batch: GlobalBatch, scaling: LearningRateScaling, plan: Plan, reduction: str) -> None:
+    """Print the line, and publish the numbers.
+
+    Args:
+        trainer: The Trainer.
+        batch: The global batch in use.
+        scaling: The callback.
+        plan: What the hyperparameters have been multiplied by.
+        reduction: How the loss treats the samples of a batch.
+    """
+    optimizer, factors = trainer.optimizers[0], plan[0][0]
+    group = _at_full_rate(optimizer.param_groups[0])
+    scaled, per_epoch = float(group["lr"]), steps_per_epoch(trainer)
+    numbers = {"lr/base": scaled / factors.lr, "lr/scaled": scaled, "lr/factor": factors.lr, "batch/global": batch.size}
+    parts = {"per_device": batch.per_device, "accumulate": batch.accumulate, "data_parallel": batch.data_parallel}
+    numbers |= {f"batch/{name}": value for name, value in parts.items()}
+    if group.get("momentum"):
+        numbers["lr/terminal"] = terminal_step(group)
+    decay = decay_per_step(optimizer, group)
+    if decay and per_epoch:
+        numbers["decay/per_epoch"] = decay * per_epoch
+    publish(trainer, numbers)
+    law = f"{factors.rule}, base {scaling.base_batch_size}{_of_reduction(reduction, batch, scaling, factors)}"
+    clauses = [f"global batch {batch}, lr {scaled / factors.lr:.6g} -> {scaled:.6g} ({law})"]
+    clauses += _others(trainer, plan)
+    if group.get("momentum"):
+        clauses.append(f"terminal step lr/(1-momentum) {terminal_step(group):.6g}")
+    k = batch.size / scaling.base_batch_size
+    clauses += [*_of_moments(group, factors, k), *_of_decay(optimizer, group, factors, k, per_epoch)]
+    rank_zero_info("; ".join(clauses))
+
+
+def _at_full_rate(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a parameter group with the rate that was tuned, wherever the schedule stands.
+
+    OneCycleLR and CyclicLR keep it as `max_lr`; the others start from `initial_lr`.
+    """
+    return {**group, "lr": group.get("max_lr", group.get("initial_lr", group["lr"]))}
+
+
+def _of_reduction(reduction: str, batch: GlobalBatch, scaling: LearningRateScaling, factors: Factors) -> str:
+    if reduction == "mean":
+        return ""
+    if reduction != "sum":
+        return f"; loss reduction: {reduction}, taken as a mean over the batch"
+    batches = batch.data_parallel * batch.accumulate
+    if factors.k != batches / scaling.base_batches:
+        return "; the loss is a sum over the batch, to which this optimizer is blind: it divides by the gradient's size"
+    over = f" / {scaling.base_batches}" if scaling.base_batches > 1 else ""
+    return f"; the loss is a sum over the batch, so k = data-parallel x accumulate{over} = {factors.k:g}"
+
+
+def _others(trainer: Trainer, plan: Plan) -> list[str]:
+    """Return a clause for each parameter group that is scaled otherwise than the first."""
+    clauses, first = [], plan[0][0]
+    for i, optimizer in enumerate(trainer.optimizers):
+        for j, (group, factors) in enumerate(zip(optimizer.param_groups, plan[i], strict=True)):
+            if (factors.rule, factors.lr) != (first.rule, first.lr):
+                name = f"group {j}" if len(trainer.optimizers) == 1 else f"{type(optimizer).__name__} {i}, group {j}"
+                rate = float(_at_full_rate(group)["lr"])
+                clauses.append(f"{name}: lr {rate / factors.lr:.6g} -> {rate:.6g} ({factors.rule})")
+    more = [f"and {len(clauses) - _LISTED} more groups"] if len(clauses) > _LISTED else []
+    return clauses[:_LISTED] + more
+
+
+def _of_moments(group: Mapping[str, Any], factors: Factors, k: float) -> list[str]:
+    if factors.moments != 1.0:
+        return [f"{_moments(group)}, from {_moments(scaled_moments(group, 1.0 / factors.moments))}"]
+    if k < _FAR or "betas" not in group or exponent(factors.rule) != EXPONENTS["sqrt"]:
+        return []
+    try:
+        return [f"with adam_moments=True {_moments(scaled_moments(group, k))}"]
+    except ValueError:
+        end = 1.0 / (1.0 - min(float(beta) for beta in group["betas"] if float(beta) > 0.0))
+        return [f"the law's own range ends at k = {end:.4g}, and k is {k:g}"]
+
+
+def _moments(group: Mapping[str, Any]) -> str:
+    betas = [float(beta) for beta in group.get("betas", [group.get("alpha", 0.0)])]
+    eps = f", eps {float(group['eps']):.3g}" if isinstance(group.get("eps"), float) else ""
+    return f"{'betas' if len(betas) > 1 else 'alpha'} {', '.join(f'{beta:.6g}' for beta in betas)}{eps}"
+
+
+def _of_decay(
+    optimizer: Optimizer, group: Mapping[str, Any], factors: Factors, k: float, per_epoch: int | None
+) -> list[str]:
+    decay = float(group.get("weight_decay", 0.0))
+    if not decay:
+        return []
+    share = decay_per_step(optimizer, group)
+    said = (
+        f"weight decay {decay:.6g}"
+        if factors.decay == 1.0
+        else f"weight decay {decay / factors.decay:.6g} -> {decay:.6g}"
+    )
+    if share is None:
+        return [f"{said}, within the gradient that {type(optimizer).__name__} normalizes"]
+    if per_epoch is None:
+        return [f"{said}, {share:.3g} of each weight per step"]
+    # Steps per epoch fall by k, and the share per step grows with rate and decay.
+    before = share * per_epoch * k / (factors.lr * factors.decay)
+    return [f"{said}, {share * per_epoch:.3g} of each weight per epoch ({before:.3g} at the base batch)"]
