@@ -15,7 +15,8 @@ from lbtrain._lightning import LightningModule
 _INTERNALS = frozenset(nn.Module().__dict__) | {"_defaults", "_persistent", "_reductions"}
 _LIGHTNING_INTERNALS = _INTERNALS | frozenset(LightningModule().__dict__)
 # The layers of torch keep all that changes in buffers; they are most of a model's modules.
-_STATELESS = "torch.nn.modules."
+# FSDP of the first kind sets attributes of its wrappers in their first forward pass, and needs them ever after.
+_LEFT_ALONE = ("torch.nn.modules.", "torch.distributed.fsdp.")
 # Tensors above this many elements (a data set kept on the module, say) are watched instead of copied.
 _COPY_LIMIT = 2**20
 # Containers with more entries than this (a vocabulary, a sample list) are kept whole, but not searched for containers
@@ -39,7 +40,7 @@ def plain_attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     """
     before, tensors = [], list[tuple[Tensor, str]]()
     for m in modules:
-        if type(m).__module__.startswith(_STATELESS):
+        if type(m).__module__.startswith(_LEFT_ALONE):
             continue
         attributes, internals = m.__dict__, _LIGHTNING_INTERNALS if isinstance(m, LightningModule) else _INTERNALS
         plain = {name: attributes[name] for name in attributes.keys() - internals}

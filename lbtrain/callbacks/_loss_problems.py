@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -59,7 +60,16 @@ def actions(on_problem: str | Mapping[str, str]) -> dict[str, str]:
     return {**dict.fromkeys(PROBLEMS, "warn"), **chosen}
 
 
-def problems_of(trainer: Trainer, reduction: Reduction, batch: Any, *, window_fixed: bool) -> dict[str, str]:
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong in a run."""
+
+    message: str
+    mild: bool = False
+    """Whether it is told without a warning, unless an action is asked for."""
+
+
+def problems_of(trainer: Trainer, reduction: Reduction, batch: Any, *, window_fixed: bool) -> dict[str, Problem]:
     """Return what is wrong with this reduction in this run.
 
     Args:
@@ -69,16 +79,17 @@ def problems_of(trainer: Trainer, reduction: Reduction, batch: Any, *, window_fi
         window_fixed: Whether the gradient of a partial accumulation window is rescaled.
 
     Returns:
-        Messages by problem, in the order of `PROBLEMS`.
+        What is wrong by name, in the order of `PROBLEMS`.
     """
     windows = _windows(trainer)
     step = GlobalBatch(reduction.num_samples, data_parallel(trainer), max(windows))
+    short, mild = (None, False) if reduction.kind in ("sum", "unknown") else _short_batch(trainer, max(windows))
     found: dict[str, str | None] = {
         **_of_sum(trainer, reduction, step),
         "other_units": _other_units(reduction, step),
         "batch_coupled": _batch_coupled(reduction, step),
         "partial_window": None if window_fixed else _partial_window(trainer, windows),
-        "short_batch": None if reduction.kind in ("sum", "unknown") else _short_batch(trainer, max(windows)),
+        "short_batch": short,
     }
     if reduction.kind == "unknown":
         found["unknown"] = (
@@ -86,7 +97,8 @@ def problems_of(trainer: Trainer, reduction: Reduction, batch: Any, *, window_fi
             "LearningRateScaling what it is, reduction='mean' or 'sum'"
         )
     meant = ". If this is meant: LossReductionCheck(on_problem={'%s': 'ignore'})"
-    return {name: text + meant % name for name, text in found.items() if text is not None}
+    told = {name: text + meant % name for name, text in found.items() if text is not None}
+    return {name: Problem(text, mild and name == "short_batch") for name, text in told.items()}
 
 
 def _windows(trainer: Trainer) -> list[int]:
@@ -187,25 +199,31 @@ def _reaches_end(trainer: Trainer, window: int) -> bool:
     return trainer.max_steps == -1 or trainer.max_steps >= math.ceil(trainer.num_training_batches / window)
 
 
-def _short_batch(trainer: Trainer, window: int) -> str | None:
+def _short_batch(trainer: Trainer, window: int) -> tuple[str | None, bool]:
+    """Look for a short last batch.
+
+    Returns:
+        What to say of it, or None, and whether shuffling makes noise of it.
+    """
     loaders = trainer.fit_loop._combined_loader.flattened
     loader = loaders[0] if len(loaders) == 1 and isinstance(loaders[0], DataLoader) else None
     batches: Any = getattr(loader, "batch_sampler", None)
     size, sampler = getattr(batches, "batch_size", None), getattr(batches, "sampler", None)
     if not size or not hasattr(sampler, "__len__") or getattr(batches, "drop_last", True):
-        return None
+        return None, False
     samples = len(sampler)
     last = samples % size
     whole_epoch = trainer.num_training_batches == math.ceil(samples / size) and _reaches_end(trainer, window)
     if not whole_epoch or last == 0 or samples < size or size < _HEAVY * last:
-        return None
+        return None, False
     fixed = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", None) is False
     consequence = (
         "The order is the same in every epoch, so it is always these samples: a bias"
         if fixed
         else "With shuffling these are others in every epoch: noise, without a bias"
     )
-    return (
+    message = (
         f"the last batch of an epoch has {last} samples per device, the others {size}: each of its samples weighs "
         f"{size / last:.2g} times one of theirs. {consequence}. Set drop_last=True in the loader"
     )
+    return message, not fixed

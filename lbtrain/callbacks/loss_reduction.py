@@ -39,7 +39,8 @@ class LossReductionCheck(Callback):
             `sum`, the loss is one; `averaged_sum`, devices or accumulation average it; `decay_beside_sum`, with weight
             decay in its gradient; `other_units` and `batch_coupled`, in steps of several batches; `partial_window`, the
             last step of an epoch has fewer batches than it is divided by; `short_batch`, samples of the last batch
-            weigh at least twice as much; `unknown`.
+            weigh at least twice as much (with shuffling a line without a warning, unless the mapping names it);
+            `unknown`.
         rtol: Largest deviation from a law that counts as obeying it, relative to the largest of the losses; None is
             1e-5 in 32 bit, or 1e-3 where TF32 rounds it, and 1e-8 in 64 bit. In reduced precision at least 0.02 is
             used.
@@ -62,6 +63,7 @@ class LossReductionCheck(Callback):
                 "factor of two; None takes what the precision allows"
             )
         self._actions = actions(on_problem)
+        self._asked_for = frozenset(on_problem if isinstance(on_problem, Mapping) else ())
         self.on_problem, self.rtol, self.fix_partial_window = on_problem, rtol, fix_partial_window
         self.result: Reduction | None = None
         self.judged = False
@@ -121,10 +123,11 @@ class LossReductionCheck(Callback):
         rank_zero_info(f"loss reduction {found.kind}: {found.reason}{_in_training(found)}")
         problems = problems_of(trainer, found, batch, window_fixed=self.fix_partial_window)
         problems = trainer.strategy.broadcast(problems)
-        for name, message in problems.items():
+        for name, problem in problems.items():
             if self._actions[name] == "warn":
-                rank_zero_warn(message)
-        errors = [message for name, message in problems.items() if self._actions[name] == "error"]
+                tell = rank_zero_info if problem.mild and name not in self._asked_for else rank_zero_warn
+                tell(problem.message)
+        errors = [problem.message for name, problem in problems.items() if self._actions[name] == "error"]
         if errors:
             raise MisconfigurationException("\n".join(errors))
 

@@ -12,7 +12,7 @@ from lbtrain import LossReductionCheck
 from tests.distributed.climbers import module_of, strategy_of, weights
 from tests.modules import digits_like, fit
 
-STRATEGIES = ("ddp", "fsdp2", "tensor")
+STRATEGIES = ("ddp", "fsdp", "fsdp2", "tensor")
 WINDOW, BATCHES = 4, 9
 
 

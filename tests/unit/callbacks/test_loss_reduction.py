@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 from lbtrain import LossReductionCheck
 from lbtrain._lightning import CSVLogger, GradientAccumulationScheduler, MisconfigurationException
 from lbtrain.callbacks import _loss_problems, _reduction, loss_reduction
-from lbtrain.callbacks._loss_problems import PROBLEMS
+from lbtrain.callbacks._loss_problems import PROBLEMS, Problem
 from lbtrain.functional.reduction import find_reduction
 from tests.modules import Everything, Plain, digits_like, fit, same
 from tests.unit.callbacks import reductions as r
@@ -301,7 +301,18 @@ def test_a_short_last_batch_is_told_from_twice_the_weight_on(samples, told):
 
 @pytest.mark.parametrize(("shuffle", "consequence"), [(True, "noise, without a bias"), (False, "always these samples")])
 def test_a_short_batch_is_noise_where_the_order_changes(shuffle, consequence):
-    assert consequence in problems(r.Net(), digits_like(66, 8, shuffle=shuffle))["short_batch"]
+    asked = LossReductionCheck(on_problem={"short_batch": "warn"})
+    assert consequence in problems(r.Net(), digits_like(66, 8, shuffle=shuffle), check=asked)["short_batch"]
+
+
+@pytest.mark.parametrize("on_problem", ["warn", {"sum": "error"}])
+def test_noise_of_a_short_batch_is_told_without_a_warning(on_problem, caplog):
+    caplog.set_level("INFO")
+    check = LossReductionCheck(on_problem=on_problem)
+    assert problems(r.Net(), digits_like(66, 8, shuffle=True), check=check) == {}
+    assert any("weighs 4 times one of theirs. With shuffling" in record.getMessage() for record in caplog.records)
+    with pytest.raises(MisconfigurationException, match="has 2 samples per device"):
+        fit(r.Net(), digits_like(66, 8, shuffle=True), [LossReductionCheck(on_problem="error")])
 
 
 def loaders():
@@ -330,7 +341,8 @@ def test_a_short_batch_is_read_off_the_samplers(name):
             return super().training_step(batch["a"] if isinstance(batch, dict) else batch, batch_idx)
 
     loader, told = loaders()[name]
-    found = problems(First(), loader, use_distributed_sampler=False)
+    asked = LossReductionCheck(on_problem={"short_batch": "warn"})
+    found = problems(First(), loader, check=asked, use_distributed_sampler=False)
     assert ("short_batch" in found) == (told is not None)
     assert told is None or told in found["short_batch"]
 
@@ -396,7 +408,7 @@ def test_manual_optimization_is_refused():
 def test_every_rank_takes_the_verdict_and_the_problems_of_the_first(monkeypatch):
     """This is the second of two ranks: it finds a mean, and hears of a sum."""
     theirs = find_reduction(lambda part: float(len(part)), 8)
-    sent, heard = [], [theirs, {"sum": "told by the first rank"}]
+    sent, heard = [], [theirs, {"sum": Problem("told by the first rank")}]
     strategy = SimpleNamespace(broadcast=lambda value: sent.append(value) or heard.pop(0))
     published = []
     monkeypatch.setattr(loss_reduction, "reduction_on", lambda *_, **__: find_reduction(lambda part: 1.0, 8))
