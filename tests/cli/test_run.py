@@ -20,7 +20,8 @@ def test_bare_command_prints_the_line_a_bar_and_the_table(default):
     assert done.code == 0, done.err
     assert done.seconds < 30
     lines = [line.strip() for line in (done.out + done.err).splitlines()]
-    assert lines.count("global batch 64 = 64 x 1 x 1, lr 0.01 -> 0.04 (linear, base 16)") == 1
+    said = "global batch 64 = 64 x 1 x 1, lr 0.01 -> 0.04 (linear, base 16); terminal step lr/(1-momentum) 0.4"
+    assert lines.count(said) == 1
     assert "Epoch 29/29" in done.out
     for row in ("loss", "accuracy", "lambda_max", "stability", "sharpness, Keskar", "sharpness, SAM", "time, fit"):
         assert any(row in line for line in done.out.splitlines() if "│" in line), row

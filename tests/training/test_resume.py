@@ -41,7 +41,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert equal(ends[0][part], ends[1][part]), part
     kept = [next(v for k, v in end["callbacks"].items() if "LearningRateScaling" in k) for end in ends]
-    assert kept[0] == kept[1] == {"factor": 8.0, "reduction": "mean"}
+    assert kept[0] == kept[1]
+    law = {"rule": "linear", "lr": 8.0} if optimizer == "momentum" else {"rule": "sqrt", "lr": 8.0**0.5}
+    assert kept[0]["groups"] == [[{**law, "k": 8.0, "moments": 1.0, "decay": 1.0}]]
+    assert (kept[0]["reduction"], kept[0]["stretched"]) == ("mean", None)
 
 
 def equal(a, b):
