@@ -1,5 +1,7 @@
 """SAM under mixed and half precision: one unscaling, overflows that skip a step once, weights that come back."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -87,13 +89,14 @@ class Overflowing(Plain):
 class Calls:
     """Count calls in a place that SAM does not put back."""
 
-    counts: dict = {}  # noqa: RUF012
+    # By the module itself, which may lie where an earlier one has lain.
+    counts = weakref.WeakKeyDictionary()  # noqa: RUF012
 
     @classmethod
     def made(cls, module):
         """Return the number of this call, from 1."""
-        cls.counts[id(module)] = cls.counts.get(id(module), 0) + 1
-        return cls.counts[id(module)]
+        cls.counts[module] = cls.counts.get(module, 0) + 1
+        return cls.counts[module]
 
 
 @pytest.mark.parametrize("which", ["first pass", "second pass"])
