@@ -68,7 +68,7 @@ class Stopwatch:
     """Add up the time inside the hooks of callbacks, after the first batches."""
 
     def __init__(self) -> None:
-        self.seconds, self.batches = 0.0, 0
+        self.seconds = 0.0
 
     def watch(self, callback: Callback) -> Callback:
         """Time the hooks that the callback has."""
@@ -81,8 +81,9 @@ class Stopwatch:
         def timed(trainer, *args, **kwargs) -> None:
             since = time.perf_counter()
             hook(trainer, *args, **kwargs)
+            passed = time.perf_counter() - since
             if trainer.global_step > 0:  # not in the step of the one-time check
-                self.seconds += time.perf_counter() - since
+                self.seconds += passed
 
         return timed
 
