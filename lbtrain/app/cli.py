@@ -121,6 +121,8 @@ def did_you_mean(error: BaseException | None) -> str | None:
         if isinstance(error, OmegaConfBaseException) and error.parent_node is not None and error.key is not None:
             given, known = str(error.key), [str(key) for key in error.parent_node]
             group = error.full_key.rpartition(".")[0] if error.full_key else ""
+            if not known:
+                return None
             absent = set(_members(group)) - set(known) if group in ("callbacks", "logger") else set()
             if given in absent:
                 return f"{given!r} is not part of this run; add it: {group}=[...,{given}]"

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -11,8 +12,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lbtrain.app.checks import Problem, problems
+from lbtrain.app.own import unused_groups
 from lbtrain.app.signatures import HYDRA_KEYS, ConfigError, arguments, locate, nearest, newer
 
+# Optimizers that take any parameters, so that one of them can be built to see what it refuses.
+_OPTIMIZERS = ("torch.optim.", "pytorch_optimizer.")
+# Checkpoints that Lightning finds by itself.
+_LIGHTNINGS_WORDS = ("last", "best", "hpc", "registry")
 __all__ = ["ConfigError", "instantiate", "instantiate_each", "nearest", "validate"]
 
 
@@ -30,6 +36,7 @@ def validate(cfg: DictConfig) -> None:
     """
     found = problems(cfg)
     found += _refused("callbacks", OmegaConf.select(cfg, "callbacks"), found)
+    found += [*_refused_by_optimizer(cfg, found), *_no_checkpoint(cfg)]
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{count} in the config; nothing was started:", *map(str, found)]))
@@ -115,6 +122,32 @@ def _refused(group: str, nodes: Any, known: list[Problem]) -> list[Problem]:
         except Exception as error:
             refused.append(Problem(key, (str(error) or repr(error)).removesuffix(f" (config key {key})")))
     return refused + _clashes(group, built)
+
+
+def _refused_by_optimizer(cfg: DictConfig, known: list[Problem]) -> list[Problem]:
+    # Built once with a dummy parameter: what it refuses would else show only when training starts.
+    node = OmegaConf.select(cfg, "optimizer")
+    unused = not isinstance(node, DictConfig) or not node.get("_partial_") or "optimizer" in unused_groups(cfg)
+    if unused or not str(node.get("_target_")).startswith(_OPTIMIZERS):
+        return []
+    if any(f"{problem.key}.".startswith("optimizer.") for problem in known):
+        return []
+    import torch
+
+    try:
+        instantiate(node)([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        return [Problem("optimizer", str(error))]
+    return []
+
+
+def _no_checkpoint(cfg: DictConfig) -> list[Problem]:
+    path = str(cfg.get("ckpt_path"))
+    is_path = "objective" in cfg and cfg.get("ckpt_path") is not None and "://" not in path
+    if not is_path or path.startswith(_LIGHTNINGS_WORDS) or Path(path).exists():
+        return []
+    way_out = "give the path of one, such as RUN/checkpoints/last.ckpt, or leave ckpt_path out"
+    return [Problem("ckpt_path", f"there is no checkpoint {path!r}; {way_out}")]
 
 
 def _clashes(group: str, built: list[Any]) -> list[Problem]:

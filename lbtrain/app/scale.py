@@ -47,6 +47,11 @@ USAGE = "\n".join([
 ])
 
 
+# What these are called in a config or in the callback.
+_MEANT = {"base_batch_size": "base_batch", "batch_size": "per_device", "learning_rate": "lr", "global_batch": "batch"}
+_MEANT |= {"accumulate_grad_batches": "accumulate"}
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the report.
 
@@ -95,7 +100,10 @@ def read(argv: Sequence[str]) -> dict[str, Any]:
         node[key] = given.pop(key)
     for key in given:
         if key not in KEYS:
-            raise ConfigError(f"unknown key {key!r}{suggestion(key.rpartition('.')[2], [*KEYS, *own])}")
+            name = key.rpartition(".")[2]
+            known = dict.fromkeys([*KEYS, *own])
+            meant = f"; did you mean {_MEANT[name]!r}?" if name in _MEANT else suggestion(name, known)
+            raise ConfigError(f"unknown key {key!r}{meant}")
     _check(given, node)
     settings = {**dict.fromkeys(KEYS), **_DEFAULTS, **given, "node": node, "default": default, "name": name}
     return {**settings, **_batch(settings)}

@@ -141,9 +141,9 @@ def _decay(result: Scaled) -> list[str]:
         ]
     ratio = new / old / result.k
     if abs(ratio - 1) < 1e-9:
-        return ["Weight decay takes the same share of each weight per epoch as at the base batch."]
+        return ["Weight decay takes the same share of each weight over as many samples as at the base batch."]
     return [
-        f"Weight decay takes {ratio:.4g} times the share of each weight per epoch that it takes at the base batch; "
+        f"Weight decay takes {ratio:.4g} times the share of each weight over as many samples as at the base batch; "
         "decay=scale keeps that share."
     ]
 

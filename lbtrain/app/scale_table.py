@@ -19,7 +19,7 @@ from lbtrain.app.checks import problems
 from lbtrain.app.instantiate import instantiate
 from lbtrain.app.scale_notes import notes, overrides
 from lbtrain.app.signatures import ConfigError
-from lbtrain.functional.optimizers import decay_per_step, terminal_step
+from lbtrain.functional.optimizers import decay_per_epoch, terminal_step
 from lbtrain.functional.rescale import UNSCALED, rescale_others, rescale_rates
 from lbtrain.functional.scaling import Factors, Law, exponent, factors
 
@@ -152,10 +152,10 @@ def _per_epoch(settings: Mapping[str, Any], result: Scaled) -> list[tuple[str, s
     if settings["epochs"] is not None:
         totals = (str(steps * settings["epochs"]) for steps in (result.steps_before, result.steps))
         rows.append(("steps", *totals, f"{settings['epochs']} epochs"))
-    shares = [decay_per_step(result.optimizer, group) for group in (result.before, result.after)]
+    sides = ((result.before, result.steps_before), (result.after, result.steps))
+    shares = [decay_per_epoch(result.optimizer, group, steps) for group, steps in sides]
     if all(shares):
-        totals = (_text(s * n) for s, n in zip(shares, (result.steps_before, result.steps), strict=True))
-        rows.append(("decay per epoch", *totals, "share of a weight"))
+        rows.append(("decay per epoch", *(f"{share:.4g}" for share in shares), "share of a weight"))
     return rows
 
 

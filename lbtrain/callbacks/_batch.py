@@ -30,7 +30,8 @@ def batch_size(batch: Any) -> int | None:
         inner, own = _readings(batch, leaves)
         found = inner or (set() if type(batch) is tuple else own)
         if found:
-            return found.pop() if len(found) == 1 else None
+            sure = not inner or not sizes or _anchored(batch, found, leaves)
+            return found.pop() if len(found) == 1 and sure else None
     return None
 
 
@@ -171,10 +172,30 @@ def _readings(batch: Any, leaves: bool) -> tuple[set[int] | None, set[int]]:
     if not parts:
         return None, set()
     listed = isinstance(batch, list | tuple) and not hasattr(batch, "_fields")
-    own = {len(parts)} if listed and (leaves or not _leaf(batch)) and _of_one_kind(parts.values()) else set()
+    # Lists of lists are batches of several loaders, each as the default collate function makes them.
+    loaders = all(isinstance(part, list) and not _leaf(part) for part in parts.values())
+    alike = listed and not loaders and (leaves or not _leaf(batch)) and _of_one_kind(parts.values())
+    own = {len(parts)} if alike else set()
     readings = [_readings(part, leaves) for part in parts.values()]
     voting = [(inner or set()) | single for inner, single in readings if inner is not None or single]
     return (set.intersection(*voting) if voting else None), own
+
+
+def _anchored(batch: Any, found: set[int], leaves: bool) -> bool:
+    """Tell whether some part can be read in no other way.
+
+    Batches of two loaders, {a: [x, y], b: [x, y]} with 32 and 16 samples, are no two samples, though both lists have
+    two items.
+
+    Returns:
+        Whether there is such a part.
+    """
+    for part in (_parts(batch) or {}).values():
+        inner, single = _readings(part, leaves)
+        of_dicts = isinstance(part, list | tuple) and single == found and all(isinstance(x, Mapping) for x in part)
+        if of_dicts or (inner or set()) | single == found:
+            return True
+    return False
 
 
 def _leaf(batch: Any) -> bool:  # texts, numbers, objects

@@ -1,6 +1,6 @@
 """How many samples a batch of the training loaders holds, as far as they say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -34,6 +34,19 @@ def loader_batch_size(trainer: Trainer) -> int:
     )
 
 
+def said_batch_size(trainer: Trainer) -> int | None:
+    """Return the batch size that a single training loader says, for comparison with a given one.
+
+    Args:
+        trainer: The Trainer, in `on_train_start` or later.
+
+    Returns:
+        Samples per batch; None if there are several loaders, or it does not say.
+    """
+    loaders = list(_named(trainer.fit_loop._combined_loader.iterables, ""))
+    return _batch_size(loaders[0][1]) if len(loaders) == 1 else None
+
+
 def _named(loaders: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Walk the structure of loaders as a Trainer takes them: mappings and sequences of loaders, nested.
 
@@ -52,9 +65,13 @@ def _named(loaders: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _batch_size(loader: Any) -> int | None:
-    """Return what a loader, of torch or another library, says its batch size is."""
-    given = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    return given if isinstance(given, int) and given > 0 else None
+    """Return what a loader, of torch or another library, says its batch size is; no more than its sampler has."""
+    batches = getattr(loader, "batch_sampler", None)
+    given = getattr(loader, "batch_size", None) or getattr(batches, "batch_size", None)
+    if not isinstance(given, int) or given < 1:
+        return None
+    sampler = getattr(batches, "sampler", None)
+    return min(given, len(sampler)) if isinstance(sampler, Sized) and len(sampler) else given
 
 
 def _description(loader: Any) -> str:

@@ -92,6 +92,8 @@ def sentence(scale: NoiseScale, skipped: Mapping[str, int]) -> str:
         return f"the gradient noise scale is unknown, there was no estimate: {why}"
     if scale.num_estimates == 1:
         return f"the gradient noise scale is {scale.b_simple:.3g} samples by 1 estimate, which shows no error"
+    if scale.trace_sigma == 0 == scale.gradient_sq:
+        return f"the gradient noise scale cannot be told: by {count} the gradient is zero"
     if scale.trace_sigma < 0:
         return f"the gradient noise scale cannot be told: by {count} the gradient shows no variance"
     if not scale.resolved:
@@ -104,6 +106,9 @@ def _verdict(scale: NoiseScale) -> str:
     batch, b = scale.global_batch, scale.b_simple
     found = f"the noise scale ({b:.3g} +- {scale.stderr:.2g})"
     if abs(batch - b) <= 2 * scale.stderr:
+        # Within a factor of two the error itself leaves no doubt that batch and scale are of one size.
+        if max(batch / b, b / batch) > 2 if b > 0 else True:
+            return f"at global batch {batch} you may be below or above {found}, which is too uncertain to tell"
         return f"at global batch {batch} you are at {found}: the linear rule is at the end of its range"
     if batch > b:
         times = f"{batch / b:.2g} times above " if b > 0 else "above "
@@ -119,8 +124,9 @@ def _why_unresolved(scale: NoiseScale) -> str:
     if largest <= 0:
         # Two samples drawn without replacement from M have covariance -Sigma / M: |G|^2 comes out tr(Sigma) / M lower.
         return "below zero, as batches drawn without replacement make it: it is above the number of training samples"
-    smallest = max(scale.trace_sigma - 2 * scale.trace_sigma_stderr, 0.0)
-    return f"zero within its error; it is at least about {smallest / largest:.2g} samples, more estimates tell more"
+    smallest = max(scale.trace_sigma - 2 * scale.trace_sigma_stderr, 0.0) / largest
+    bound = f"it is at least about {smallest:.2g} samples, " if smallest >= 1 else ""
+    return f"zero within its error; {bound}more estimates tell more"
 
 
 def samples_in(batch: Any, given: int | None) -> int:

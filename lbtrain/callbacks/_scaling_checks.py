@@ -85,9 +85,15 @@ def refuse_rules(scaling: LearningRateScaling, trainer: Trainer) -> None:
         trainer: The Trainer, when training starts.
 
     Raises:
-        MisconfigurationException: If their numbers differ, or no group has betas.
+        MisconfigurationException: If their numbers differ, no group has betas, or there is no optimizer.
     """
     rules, names = rules_of(scaling.rule), [type(optimizer).__name__ for optimizer in trainer.optimizers]
+    # The Trainer puts an optimizer without parameters in the place of None.
+    if not any(optimizer.param_groups for optimizer in trainer.optimizers):
+        raise MisconfigurationException(
+            "LearningRateScaling scales the rates of optimizers, and configure_optimizers gives none: return one, or "
+            "drop LearningRateScaling"
+        )
     if rules != [scaling.rule] and len(rules) != len(names):
         raise MisconfigurationException(
             f"LearningRateScaling: rule lists {len(rules)} rules ({', '.join(map(str, rules))}) for {len(names)} "

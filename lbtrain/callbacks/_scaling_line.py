@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
 from lbtrain._lightning import Trainer, rank_zero_info
+from lbtrain.callbacks._loaders import said_batch_size
 from lbtrain.callbacks._scaling_plan import Plan
-from lbtrain.callbacks._trainer import GlobalBatch, publish, steps_per_epoch
-from lbtrain.functional.optimizers import decay_per_step, terminal_step
+from lbtrain.callbacks._trainer import GlobalBatch, publish, samples_per_epoch, steps_per_epoch
+from lbtrain.functional.optimizers import decay_per_epoch, decay_per_step, terminal_step
 from lbtrain.functional.scaling import EXPONENTS, Factors, exponent, scaled_moments
 
 if TYPE_CHECKING:
@@ -33,26 +35,38 @@ def announce(trainer: Trainer, batch: GlobalBatch, scaling: LearningRateScaling,
         plan: What the hyperparameters have been multiplied by.
         reduction: How the loss treats the samples of a batch.
     """
-    optimizer, factors = trainer.optimizers[0], plan[0][0]
-    group = _at_full_rate(optimizer.param_groups[0])
-    scaled, per_epoch = float(group["lr"]), steps_per_epoch(trainer)
+    factors, group = plan[0][0], _at_full_rate(trainer.optimizers[0].param_groups[0])
+    scaled = float(group["lr"])
     numbers = {"lr/base": scaled / factors.lr, "lr/scaled": scaled, "lr/factor": factors.lr, "batch/global": batch.size}
     parts = {"per_device": batch.per_device, "accumulate": batch.accumulate, "data_parallel": batch.data_parallel}
     numbers |= {f"batch/{name}": value for name, value in parts.items()}
+    steps, decaying = steps_per_epoch(trainer), _decaying(trainer, plan)
     if group.get("momentum"):
         numbers["lr/terminal"] = terminal_step(group)
-    decay = decay_per_step(optimizer, group)
-    if decay and per_epoch:
-        numbers["decay/per_epoch"] = decay * per_epoch
+    if decaying and steps and (share := decay_per_epoch(decaying[0][1], decaying[0][2], steps)) is not None:
+        numbers["decay/per_epoch"] = share
     publish(trainer, numbers)
     law = f"{factors.rule}, base {scaling.base_batch_size}{_of_reduction(reduction, batch, scaling, factors)}"
     clauses = [f"global batch {batch}, lr {scaled / factors.lr:.6g} -> {scaled:.6g} ({law})"]
-    clauses += _others(trainer, plan)
+    clauses += [*_of_batch(trainer, scaling), *_others(trainer, plan)]
     if group.get("momentum"):
         clauses.append(f"terminal step lr/(1-momentum) {terminal_step(group):.6g}")
-    k = batch.size / scaling.base_batch_size
-    clauses += [*_of_moments(group, factors, k), *_of_decay(optimizer, group, factors, k, per_epoch)]
+    clauses += _of_moments(group, factors, batch.size / scaling.base_batch_size)
+    at_base = max(1.0, math.ceil(samples_per_epoch(trainer, batch) / scaling.base_batch_size)) if steps else None
+    clauses += [*_of_decays(decaying, steps, at_base), *_of_warmup(scaling, steps)]
     rank_zero_info("; ".join(clauses))
+
+
+def _of_batch(trainer: Trainer, scaling: LearningRateScaling) -> list[str]:
+    said = said_batch_size(trainer) if scaling.batch_size is not None else None
+    if said in (None, scaling.batch_size):
+        return []
+    return [f"batch_size={scaling.batch_size} as given, where the training loader says {said}"]
+
+
+def _of_warmup(scaling: LearningRateScaling, per_epoch: int | None) -> list[str]:
+    steps = scaling.warmup_steps or (scaling.warmup_epochs * per_epoch if per_epoch else 0)
+    return [f"warmup over {steps:g} steps"] if steps else []
 
 
 def _at_full_rate(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,22 +120,34 @@ def _moments(group: Mapping[str, Any]) -> str:
     return f"{'betas' if len(betas) > 1 else 'alpha'} {', '.join(f'{beta:.6g}' for beta in betas)}{eps}"
 
 
-def _of_decay(
-    optimizer: Optimizer, group: Mapping[str, Any], factors: Factors, k: float, per_epoch: int | None
+def _decaying(trainer: Trainer, plan: Plan) -> list[tuple[str, Optimizer, dict[str, Any], Factors]]:
+    """Return the parameter groups with weight decay, by name, at their full rate."""
+    several = sum(len(optimizer.param_groups) for optimizer in trainer.optimizers) > 1
+    found = []
+    for i, optimizer in enumerate(trainer.optimizers):
+        for j, (group, factors) in enumerate(zip(optimizer.param_groups, plan[i], strict=True)):
+            if float(group.get("weight_decay", 0.0)):
+                name = f"group {j}" if len(trainer.optimizers) == 1 else f"{type(optimizer).__name__} {i}, group {j}"
+                found.append((f"{name}: " if several else "", optimizer, _at_full_rate(group), factors))
+    return found
+
+
+def _of_decays(
+    decaying: list[tuple[str, Optimizer, dict[str, Any], Factors]], steps: int | None, at_base: float | None
 ) -> list[str]:
-    decay = float(group.get("weight_decay", 0.0))
-    if not decay:
-        return []
-    share = decay_per_step(optimizer, group)
-    said = (
-        f"weight decay {decay:.6g}"
-        if factors.decay == 1.0
-        else f"weight decay {decay / factors.decay:.6g} -> {decay:.6g}"
-    )
-    if share is None:
-        return [f"{said}, within the gradient that {type(optimizer).__name__} normalizes"]
-    if per_epoch is None:
-        return [f"{said}, {share:.3g} of each weight per step"]
-    # Steps per epoch fall by k, and the share per step grows with rate and decay.
-    before = share * per_epoch * k / (factors.lr * factors.decay)
-    return [f"{said}, {share * per_epoch:.3g} of each weight per epoch ({before:.3g} at the base batch)"]
+    """Return a clause for each parameter group with weight decay."""
+    clauses = []
+    for name, optimizer, group, factors in decaying[:_LISTED]:
+        decay = float(group["weight_decay"])
+        before = {**group, "lr": group["lr"] / factors.lr, "weight_decay": decay / factors.decay}
+        said = f"{name}weight decay " + ("" if factors.decay == 1.0 else f"{before['weight_decay']:.6g} -> ")
+        share = decay_per_step(optimizer, group)
+        if share is None:
+            clauses.append(f"{said}{decay:.6g}, within the gradient that {type(optimizer).__name__} normalizes")
+        elif steps is None or at_base is None:
+            clauses.append(f"{said}{decay:.6g}, {share:.3g} of each weight per step")
+        else:
+            now, then = decay_per_epoch(optimizer, group, steps), decay_per_epoch(optimizer, before, at_base)
+            clauses.append(f"{said}{decay:.6g}, {now:.3g} of each weight per epoch ({then:.3g} at the base batch)")
+    more = len(decaying) - _LISTED
+    return clauses + ([f"and {more} more groups with weight decay"] if more > 0 else [])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
 from lbtrain._lightning import Trainer, rank_zero_warn
-from lbtrain.callbacks._trainer import GlobalBatch, steps_per_epoch
+from lbtrain.callbacks._trainer import GlobalBatch, samples_per_epoch, steps_per_epoch
 from lbtrain.functional.schedules import horizon, lengths, stretch, unknown
 
 # For which ratio of the batches each schedule counts, and by what its functions of the step are stretched.
@@ -66,12 +65,7 @@ class _Lengths:
         per_epoch, epochs = steps_per_epoch(trainer), trainer.max_epochs or -1
         if per_epoch is None or epochs < 0:
             return cls(None, math.nan, epochs, base)
-        batches = trainer.num_training_batches
-        sampler = getattr(trainer.train_dataloader, "sampler", None)
-        here = len(sampler) if isinstance(sampler, Sized) else math.inf
-        # A sampler without a batch sampler's limits, as data sets that make the batches themselves have, says nothing.
-        short_by_less_than_a_batch = (batches - 1) * batch.per_device < here < (batches + 1) * batch.per_device
-        samples = (here if short_by_less_than_a_batch else batches * batch.per_device) * batch.data_parallel
+        samples = samples_per_epoch(trainer, batch)
         return cls(per_epoch * epochs, samples, epochs, base)
 
     def at(self, k: float) -> set[int]:

@@ -1,13 +1,14 @@
 """Facts read off a Trainer, and the one way in which a callback's numbers leave."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 
 import torch
 
 from lbtrain._lightning import (
     GradientAccumulationScheduler,
+    MisconfigurationException,
     Trainer,
     rank_zero_only,
 )
@@ -44,8 +45,16 @@ def global_batch(trainer: Trainer, per_device: int | None = None) -> GlobalBatch
     Returns:
         Per-device batch x data-parallel size x accumulation; a batch size that cannot be read off the loaders is an
         error.
+
+    Raises:
+        MisconfigurationException: If no batch makes a step.
     """
-    return GlobalBatch(per_device or loader_batch_size(trainer), data_parallel(trainer), accumulation(trainer))
+    accumulate = accumulation(trainer)
+    if accumulate < 1:
+        raise MisconfigurationException(
+            f"accumulate_grad_batches must be at least 1 batch per optimizer step, got {accumulate}: set it to 1"
+        )
+    return GlobalBatch(per_device or loader_batch_size(trainer), data_parallel(trainer), accumulate)
 
 
 def accumulation(trainer: Trainer) -> int:
@@ -75,6 +84,24 @@ def steps_per_epoch(trainer: Trainer) -> int | None:
     """
     batches = trainer.num_training_batches
     return math.ceil(batches / accumulation(trainer)) if math.isfinite(batches) else None
+
+
+def samples_per_epoch(trainer: Trainer, batch: GlobalBatch) -> float:
+    """Return the samples of an epoch, over all devices.
+
+    Args:
+        trainer: The Trainer, in `on_train_start` or later.
+        batch: The global batch in use.
+
+    Returns:
+        The count; where the sampler does not say it, as if all batches were full; infinity if the loader has no length.
+    """
+    batches = trainer.num_training_batches
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    here = len(sampler) if isinstance(sampler, Sized) else math.inf
+    # What limit_train_batches cuts off, or a data set that makes the batches itself, is not counted by the sampler.
+    told = (batches - 1) * batch.per_device < here < (batches + 1) * batch.per_device
+    return (here if told else batches * batch.per_device) * batch.data_parallel
 
 
 def is_optimizer_step(trainer: Trainer) -> bool:

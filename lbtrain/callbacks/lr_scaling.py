@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from lbtrain.callbacks._batch import batch_size as samples_in
+from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from lbtrain.callbacks._reduction import NO_LOSS, reduction_on
 from lbtrain.callbacks._scaling_checks import check_arguments, refuse_at_setup, refuse_rules
 from lbtrain.callbacks._scaling_line import announce
 from lbtrain.callbacks._scaling_plan import Plan, carry_out, contained, planned
+from lbtrain.callbacks._scaling_warnings import warn_of_checkpoint, warn_of_facts, warn_of_rates_elsewhere
 from lbtrain.callbacks._step_schedules import Stretched, follow_batch
 from lbtrain.callbacks._trainer import GlobalBatch, global_batch
 from lbtrain.callbacks._warmup import Warmup, share, warmup_length
@@ -132,7 +132,10 @@ class LearningRateScaling(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow an accumulation that changes from epoch to epoch."""
-        self._scale(trainer, global_batch(trainer, self.batch_size))
+        batch, before = global_batch(trainer, self.batch_size), self._applied
+        self._scale(trainer, batch)
+        if self._begun and before and self._applied and before[0][0] != self._applied[0][0]:
+            announce(trainer, batch, self, self._applied, self._reduction)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take the law that the loss reduction of the first batch asks for."""
@@ -146,7 +149,8 @@ class LearningRateScaling(Callback):
             self._reduction = found
             self._scale(trainer, used)
             announce(trainer, used, self, self._applied or [], self._reduction)
-        self._compare(samples_in(batch), used.per_device)
+        warn_of_facts(trainer, pl_module, batch, self, used.per_device)
+        warn_of_rates_elsewhere(trainer, self._applied[0][0].lr if self._applied else 1.0)
         self._begun = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -164,7 +168,7 @@ class LearningRateScaling(Callback):
         running = self._applied is not None
         before = contained(trainer, self._applied if running else self._restored, running=running)
         if not running:
-            self._warn_of_checkpoint(trainer, batch, before[0][0], plan[0][0])
+            warn_of_checkpoint(trainer, batch, self.base_batch_size, before[0][0], plan[0][0], self._restored)
         carry_out(trainer, before, plan, scale_floor=self.scale_floor)
         self._applied = plan
 
@@ -177,18 +181,6 @@ class LearningRateScaling(Callback):
             rule=self.rule[optimizer] if each else self.rule,
             adam_moments=self.adam_moments,
             scale_decay=self.weight_decay == "scale",
-        )
-
-    def _warn_of_checkpoint(self, trainer: Trainer, batch: GlobalBatch, before: Factors, after: Factors) -> None:
-        resumed = trainer.global_step > 0 or self._restored is not None
-        if not resumed or before.lr == after.lr:
-            return
-        what = f"resumed with global batch {batch} ({after.rule}, base {self.base_batch_size})"
-        scaled = before != UNSCALED or self._restored is not None
-        contained = f"contain the factor {before.lr:g}" if scaled else "were never scaled"
-        rank_zero_warn(
-            f"{what}, where the checkpoint's rates {contained}: they are multiplied by {after.lr / before.lr:g}, so "
-            f"that the factor is {after.lr:g}"
         )
 
     def _found_reduction(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> str | None:
@@ -207,14 +199,6 @@ class LearningRateScaling(Callback):
             way_out = "or tell LearningRateScaling how the loss treats a batch: reduction='mean' or 'sum'"
             raise MisconfigurationException(f"{error}; {way_out}") from error
         return verdict.kind if verdict.reason != NO_LOSS else None
-
-    def _compare(self, found: int | None, assumed: int) -> None:
-        if self.batch_size is None and found is not None and found > assumed:
-            rank_zero_warn(
-                f"the training loader says batch size {assumed}, but the first batch holds {found} samples, if its "
-                "first dimension counts them: give LearningRateScaling(batch_size=...), the samples per device and "
-                "batch"
-            )
 
     def _shares(self, trainer: Trainer) -> list[float]:
         own = (self._applied or [[UNSCALED]])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,11 +36,28 @@ def terminal_step(group: Mapping[str, Any]) -> float:
         group: Parameter group; without `momentum` it is the rate itself.
 
     Returns:
-        In units of the rate.
+        In units of the rate; infinite at momentum 1, which forgets nothing.
     """
     momentum, dampening = float(group.get("momentum", 0.0)), float(group.get("dampening", 0.0))
     rate = float(group["lr"])
-    return rate * (1.0 - dampening) / (1.0 - momentum) if 0.0 < momentum < 1.0 else rate
+    if momentum >= 1.0:
+        return math.inf
+    return rate * (1.0 - dampening) / (1.0 - momentum) if momentum > 0.0 else rate
+
+
+def decay_per_epoch(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], steps: float) -> float | None:
+    """Return the share of each weight that decays in an epoch, `1 - (1 - share per step)^steps`.
+
+    Args:
+        optimizer: That the group belongs to.
+        group: Parameter group.
+        steps: Optimizer steps of an epoch.
+
+    Returns:
+        The share, without unit, 0 to 1; None as in `decay_per_step`.
+    """
+    share = decay_per_step(optimizer, group)
+    return None if share is None else 1.0 - (1.0 - min(share, 1.0)) ** steps
 
 
 def names_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 KINDS = ("mean", "sum", "mean over other units", "batch-coupled", "unknown")
 # What follows from two noisy losses, such as the weight of a half, is off by a few times their own error.
-_DERIVED = 5.0
+_DERIVED = 2.0
 # Largest error of a half's weight at which a mean over samples counts as told from one over other units: halves whose
 # units differ by a fifth would then show.
 _CLEAR = 0.05
@@ -194,7 +194,8 @@ class _Losses:
         return max(abs(value - other) for value, other in zip(self.values[3:], expected, strict=True))
 
     def _coupled(self, nearest: float) -> Reduction:
-        return self._verdict("batch-coupled", nearest, "no weights of the halves give this, so samples see each other")
+        law = "no weights of the halves give this, so samples see each other, or the loss is a curved function of a mean"
+        return self._verdict("batch-coupled", nearest, law)
 
     def _unknown(self, why: str) -> Reduction:
         return Reduction("unknown", math.nan, f"{self.numbers}: {why}", self.values, num_samples=self.num_samples)

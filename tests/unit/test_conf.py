@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lbtrain.app.config import flat
-from lbtrain.app.instantiate import instantiate, validate
+from lbtrain.app.instantiate import ConfigError, instantiate, validate
 from lbtrain.app.signatures import HYDRA_KEYS, NEWER, locate
 from lbtrain.functional.scaling import auto_rule
 from lbtrain.study.axes import rate_label
@@ -158,3 +158,24 @@ def test_study_has_a_law_for_every_optimizer(optimizer):
     built = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(2))])
     assert auto_rule(built) == LAWS.get(optimizer, "sqrt")
     assert rate_label(flat(cfg)) == LAWS.get(optimizer, "sqrt")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
+        (["optimizer=adam", "optimizer.betas=[0.9,1.5]"], "optimizer: Invalid beta parameter at index 1: 1.5"),
+        (["optimizer=lamb", "optimizer.weight_decay=-1"], "optimizer: .*weight_decay"),
+        (["ckpt_path=runs/nothing.ckpt"], "ckpt_path: there is no checkpoint 'runs/nothing.ckpt'; give the path"),
+    ],
+)
+def test_what_would_end_a_run_as_it_starts_is_found_before(overrides, problem):
+    if "optimizer=lamb" in overrides:
+        pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ConfigError, match=problem):
+        validate(_compose(*overrides))
+
+
+@pytest.mark.parametrize("path", ["last", "s3://bucket/last.ckpt", str(CONF / "train.yaml")])
+def test_a_checkpoint_that_may_be_there_is_left_to_lightning(path):
+    validate(_compose(f"ckpt_path={path}"))

@@ -76,7 +76,8 @@ def test_steps_and_decay_of_an_epoch_by_hand(capsys):
     # 50000 / 3 -> 16667 samples per device, 261 batches, 131 steps, the last of a single batch.
     assert row(text, "steps per epoch")[:2] == ["782", "131"]
     assert row(text, "steps  ")[:2] == [str(782 * 9), str(131 * 9)]
-    assert row(text, "decay per epoch")[:2] == ["0.782", f"{131 * 0.6 / 0.1 * 1e-3:g}"]
+    shares = [1 - (1 - lr / (1 - 0.9) * 1e-3) ** steps for lr, steps in ((0.1, 782), (0.6, 131))]
+    assert row(text, "decay per epoch")[:2] == [f"{share:.4g}" for share in shares]
     assert "stretch_schedule=true" in text
 
 
@@ -84,8 +85,8 @@ def test_steps_and_decay_of_an_epoch_by_hand(capsys):
 def test_scaled_decay_keeps_the_share_of_an_epoch(words, capsys):
     text = report(f"batch=64 base_batch=16 samples=1600 {words}", capsys)
     before, after, *_ = row(text, "decay per epoch")
-    assert before == after == "0.001"
-    assert "the same share of each weight per epoch" in " ".join(text.split())
+    assert before == after == f"{1 - (1 - 1e-5) ** 100:.4g}"
+    assert "the same share of each weight over as many samples" in " ".join(text.split())
     assert "callbacks.lr_scaling.weight_decay=scale" in text
 
 
@@ -146,7 +147,7 @@ RANGES = {
     "optimizer=adam batch=256": "end at k = 10, and k is 16",
     "optimizer=sgd batch=528": "up to batch 8192 and k = 32; batch 528 and k = 33 are past it",
     "optimizer=adam batch=64 weight_decay=0.1": "Weight decay is part of the gradient that Adam normalizes",
-    "optimizer=adamw batch=64": "takes 0.5 times the share of each weight per epoch",
+    "optimizer=adamw batch=64": "takes 0.5 times the share of each weight over as many samples",
     "optimizer=adam batch=64 rule=0.7": "lr' = lr k^0.7, an exponent of your own",
     "optimizer=lars batch=64": "arXiv 1708.03888",
     "optimizer=lamb batch=64": "arXiv 1904.00962",
@@ -170,6 +171,8 @@ WRONG = {
     "base_batch=16": "batch is missing: write batch=4096 (global), or per_device=64 devices=8 accumulate=8",
     "batch=64 base_bach=16": "unknown key 'base_bach'; did you mean 'base_batch'?",
     "batch=64 base_batch=16 momentun=0.5": "unknown key 'momentun'; did you mean 'momentum'?",
+    "batch=64 base_batch_size=16": "unknown key 'base_batch_size'; did you mean 'base_batch'?",
+    "batch=64 base_batch=16 learning_rate=1": "unknown key 'learning_rate'; did you mean 'lr'?",
     "batch=64 base_batch=16 optimizer.lr=1": "unknown key 'optimizer.lr'; did you mean 'lr'?",
     "batch=x base_batch=16": "batch must be a whole number, at least 1, got 'x': write batch=4096",
     "batch=64 base_batch=0": "base_batch must be a whole number, at least 1, got 0: write base_batch=256",

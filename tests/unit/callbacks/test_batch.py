@@ -161,3 +161,17 @@ def test_samples_that_cannot_be_counted(batch):
 )
 def test_describes_a_batch_in_one_line(batch, text):
     assert describe(batch) == text
+
+
+def test_batches_of_two_loaders_are_no_two_samples():
+    a, b = [torch.zeros(32, 3), torch.zeros(32, 2)], [torch.zeros(16, 3), torch.zeros(16, 2)]
+    assert batch_size({"a": a, "b": b}) is None
+    assert batch_size([a, b]) is None
+    assert batch_size({"a": a, "b": a}) == 32
+    assert batch_size({"a": a[0], "b": b[0]}) is None
+
+
+def test_images_of_one_shape_and_targets_with_as_many_boxes_are_samples():
+    images = [torch.zeros(3, 8, 8) for _ in range(4)]
+    targets = [{"boxes": torch.zeros(2, 4), "labels": torch.zeros(2)} for _ in range(4)]
+    assert batch_size((images, targets)) == 4

@@ -12,6 +12,7 @@ from lbtrain._lightning import (
     LearningRateFinder,
     LightningModule,
     MisconfigurationException,
+    pl,
 )
 from tests.modules import LeastSquares, Plain, digits_like, fit
 from tests.unit.callbacks.rates import Rates, line_of
@@ -310,18 +311,18 @@ def test_the_end_of_the_moments_law_is_told(caplog):
         (
             lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
             {},
-            "terminal step lr/(1-momentum) 2; weight decay 0.01, 0.12 of each weight per epoch (0.12 at the base "
+            "terminal step lr/(1-momentum) 2; weight decay 0.01, 0.114 of each weight per epoch (0.114 at the base "
             "batch)",
         ),
         (
             lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
             {},
-            "weight decay 0.1, 0.00849 of each weight per epoch (0.012 at the base batch)",
+            "weight decay 0.1, 0.00846 of each weight per epoch (0.0119 at the base batch)",
         ),
         (
             lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
             {"weight_decay": "scale"},
-            "weight decay 0.1 -> 0.141421, 0.012 of each weight per epoch (0.012 at the base batch)",
+            "weight decay 0.1 -> 0.141421, 0.0119 of each weight per epoch (0.0119 at the base batch)",
         ),
         (
             lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
@@ -387,3 +388,95 @@ def test_a_batch_without_a_loss_leaves_the_law_to_the_next_one(check, caplog):
     trainer = fit(Late(reduction="sum", lr=0.1), digits_like(), [LearningRateScaling(4), *check])
     assert trainer.callback_metrics["lr/scaled"] == pytest.approx(0.1)
     assert "is a sum over the batch" in line_of(caplog)
+
+
+def test_each_group_that_decays_is_in_the_line_with_its_own_numbers(caplog):
+    caplog.set_level("INFO")
+    module = Plain()
+    first, second, *rest = module.parameters()
+    groups = [
+        {"params": [first], "weight_decay": 0.0},
+        {"params": [second], "weight_decay": 0.1},
+        {"params": rest, "lr": 0.02, "scaling_rule": "none", "weight_decay": 0.05},
+    ]
+    module.configure_optimizers = lambda: torch.optim.AdamW(groups, lr=0.01)
+    fit(module, digits_like(), [LearningRateScaling(2, weight_decay="scale")])
+    assert line_of(caplog).endswith(
+        "(sqrt, base 2); group 2: lr 0.02 -> 0.02 (none); group 1: weight decay 0.1 -> 0.2, 0.0238 of each weight per "
+        "epoch (0.0237 at the base batch); group 2: weight decay 0.05 -> 0.2, 0.0238 of each weight per epoch (0.0237 "
+        "at the base batch)"
+    )
+
+
+def test_the_decay_at_the_base_batch_counts_its_own_steps(caplog):
+    """72 samples are 9 steps of 8, and 3 of 32, the last one of a single batch."""
+    caplog.set_level("INFO")
+    module = Plain(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1))
+    scaling = LearningRateScaling(8)
+    fit(module, digits_like(72, 8), [scaling], accumulate_grad_batches=4)
+    assert line_of(caplog).endswith("weight decay 0.1, 0.0006 of each weight per epoch (0.0009 at the base batch)")
+
+
+def test_a_loader_gives_no_more_than_its_data_set_has():
+    trainer = fit(Plain(lr=0.1), digits_like(12, 1024), [LearningRateScaling(4)])
+    assert trainer.callback_metrics["batch/global"] == 12
+    assert trainer.callback_metrics["lr/scaled"] == pytest.approx(0.3)
+
+
+def test_a_batch_size_that_the_loader_contradicts_is_in_the_line(caplog):
+    caplog.set_level("INFO")
+    fit(Plain(lr=0.1), digits_like(), [LearningRateScaling(4, batch_size=16)])
+    assert line_of(caplog).endswith("(linear, base 4); batch_size=16 as given, where the training loader says 8")
+
+
+def test_a_reduction_that_the_check_contradicts_is_told():
+    with pytest.warns(UserWarning, match=r"reduction='sum'\) was given, and LossReductionCheck finds a mean"):
+        fit(Plain(), digits_like(), [LearningRateScaling(4, reduction="sum"), LossReductionCheck()])
+
+
+def test_rates_that_other_callbacks_bring_along_are_told():
+    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.02)
+    with pytest.warns(UserWarning, match=r"StochasticWeightAveraging sets swa_lrs=.0.02. itself .* multiplied by 2"):
+        fit(Plain(), digits_like(), [LearningRateScaling(4), averaging], max_epochs=2)
+
+
+def test_a_module_without_an_optimizer_is_refused():
+    module = Plain()
+    module.configure_optimizers = lambda: None
+    with (
+        pytest.warns(UserWarning, match="returned `None`"),
+        pytest.raises(MisconfigurationException, match="gives none"),
+    ):
+        fit(module, digits_like(), [LearningRateScaling(4)])
+
+
+def test_an_accumulation_of_nothing_is_refused():
+    with pytest.raises(MisconfigurationException, match="accumulate_grad_batches must be at least 1 .* got 0"):
+        fit(Plain(), digits_like(), [LearningRateScaling(4)], accumulate_grad_batches=0)
+
+
+def test_a_change_of_the_accumulation_is_announced(caplog):
+    caplog.set_level("INFO")
+    fit(
+        Plain(lr=0.1),
+        digits_like(),
+        [LearningRateScaling(4), GradientAccumulationScheduler({0: 1, 1: 2})],
+        max_epochs=2,
+    )
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("global batch")]
+    assert lines == [
+        "global batch 8 = 8 x 1 x 1, lr 0.1 -> 0.2 (linear, base 4)",
+        "global batch 16 = 8 x 1 x 2, lr 0.1 -> 0.4 (linear, base 4)",
+    ]
+
+
+def test_a_second_fit_of_the_same_trainer_is_no_resumption():
+    from lbtrain._lightning import Trainer
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, callbacks=[LearningRateScaling(4)], enable_checkpointing=False, **quiet)
+    module = Plain(lr=0.1)
+    trainer.fit(module, digits_like())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, digits_like())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2)

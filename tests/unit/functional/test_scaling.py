@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbtrain.functional.optimizers import decay_per_step, terminal_step
+from lbtrain.functional.optimizers import decay_per_epoch, decay_per_step, terminal_step
 from lbtrain.functional.scaling import AUTO, Law, auto_rule, exponent, factors, scaled_moments, scaling_factor
 
 
@@ -192,6 +192,7 @@ def test_the_terminal_step_is_where_momentum_ends():
     assert terminal_step(group) == pytest.approx(1.0)
     assert terminal_step({**group, "dampening": 0.5}) == pytest.approx(0.5)
     assert terminal_step({"lr": 0.1}) == 0.1
+    assert terminal_step({"lr": 0.1, "momentum": 1.0}) == math.inf
     w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
     for _ in range(200):
@@ -204,3 +205,20 @@ def test_the_terminal_step_is_where_momentum_ends():
 def test_no_optimizer_has_two_laws():
     names = [name for group in AUTO.values() for name in group]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("decay", [0.01, 1.0, 20.0])
+def test_the_decay_of_an_epoch_is_a_share(decay):
+    """lr 0.1 and decay 1 leave 0.9 of a weight in each step; from lr * decay = 1 on nothing is left."""
+    optimizer = optimizer_of(torch.optim.SGD, weight_decay=decay)
+    w = optimizer.param_groups[0]["params"][0]
+    with torch.no_grad():
+        w.fill_(1.0)
+    for _ in range(5):
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+    share = decay_per_epoch(optimizer, optimizer.param_groups[0], 5)
+    assert share == pytest.approx(1 - w[0, 0].item() if decay < 10 else 1.0, rel=1e-4)
+    assert (
+        decay_per_epoch(optimizer_of(torch.optim.Adam, weight_decay=1.0), {"lr": 0.1, "weight_decay": 1.0}, 5) is None
+    )
