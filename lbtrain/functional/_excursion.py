@@ -82,7 +82,7 @@ class Excursion:
         if self.argmax is not None:
             self.move(self.argmax)
             rises = self.loss.batch_values() - self.base_values
-        mean, stderr = _mean_and_stderr(self.loss, rises)
+        mean, stderr = mean_and_stderr(self.loss, rises)
         return SharpnessValue(factor * max(0.0, mean), factor * stderr, *self._cost())
 
     def _cost(self) -> tuple[int, int]:
@@ -90,7 +90,7 @@ class Excursion:
         return self.loss.num_gradients - self.before[0], self.loss.num_values - self.before[1]
 
 
-def _mean_and_stderr(loss: MeanLoss, rises: Tensor) -> tuple[float, float]:
+def mean_and_stderr(loss: MeanLoss, rises: Tensor) -> tuple[float, float]:
     """Return ``m = sum_b w_b d_b`` and ``sqrt(B / (B - 1) sum_b w_b^2 (d_b - m)^2)`` over all ranks."""
     weights = rises.new_tensor(loss.weights)
     squares = weights**2

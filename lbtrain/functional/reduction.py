@@ -194,7 +194,9 @@ class _Losses:
         return max(abs(value - other) for value, other in zip(self.values[3:], expected, strict=True))
 
     def _coupled(self, nearest: float) -> Reduction:
-        law = "no weights of the halves give this, so samples see each other, or the loss is a curved function of a mean"
+        law = (
+            "no weights of the halves give this, so samples see each other, or the loss is a curved function of a mean"
+        )
         return self._verdict("batch-coupled", nearest, law)
 
     def _unknown(self, why: str) -> Reduction:

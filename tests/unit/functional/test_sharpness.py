@@ -101,6 +101,16 @@ def test_sam_at_a_quadratic_minimum_turns_to_the_top_eigenvector(n):
     assert found.value == pytest.approx(0.05**2 * 5 / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_sam_finds_the_rise_beside_a_steeper_fall(seed):
+    """At a saddle with |lambda_min| > lambda_max a power iteration turns to the fall."""
+    matrix, w = matrix_with([5.0, 1.0, -2.0, -9.0]), leaf([0.5, -2.0, 0.0, 3.0])
+    centre = w.detach().clone()
+    loss = MeanLoss([w], [lambda: 0.5 * (w - centre) @ matrix @ (w - centre)], [1.0])
+    found = sam_sharpness(loss, [w], rho=0.1, num_steps=40, generator=generator(seed))
+    assert found.value == pytest.approx(0.1**2 * 5.0 / 2, rel=1e-3)
+
+
 def test_the_first_step_of_sam_is_the_classical_one():
     problem = SmallNetwork()
     loss = problem.loss(7)
