@@ -153,7 +153,9 @@ def _arguments(node: Mapping[str, Any]) -> list[str]:
         target = locate(node["_target_"])
     except LookupError as error:
         raise ConfigError(f"optimizer: {error}") from error
-    takes = arguments(target) if callable(target) else None
+    if not isinstance(target, type):
+        raise ConfigError(f"optimizer must be a class, got {node['_target_']!r}: write one such as torch.optim.NAdam")
+    takes = arguments(target)
     return [name for name in (takes.names if takes else ()) if name != "params"]
 
 

@@ -43,6 +43,11 @@ def notes(settings: Mapping[str, Any], result: Scaled) -> list[str]:
     if settings["reduction"] == "sum":
         found.append(_sum(settings, result))
     found += [*_linear_range(settings, result), *_moments_range(settings, result), *_decay(result)]
+    if settings["samples"] is not None and settings["batch"] > settings["samples"]:
+        found.append(
+            f"The batch of {settings['batch']} is larger than the training set of {settings['samples']}: a step sees "
+            "no more than that, so give batch its size."
+        )
     if result.steps != result.steps_before:
         found.append(
             f"An epoch has {result.steps} steps where the base batch makes {result.steps_before}: a schedule counted "

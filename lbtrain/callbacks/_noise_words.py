@@ -107,7 +107,7 @@ def _verdict(scale: NoiseScale) -> str:
     found = f"the noise scale ({b:.3g} +- {scale.stderr:.2g})"
     if abs(batch - b) <= 2 * scale.stderr:
         # Within a factor of two the error itself leaves no doubt that batch and scale are of one size.
-        if max(batch / b, b / batch) > 2 if b > 0 else True:
+        if b <= 0 or max(batch / b, b / batch) > 2:
             return f"at global batch {batch} you may be below or above {found}, which is too uncertain to tell"
         return f"at global batch {batch} you are at {found}: the linear rule is at the end of its range"
     if batch > b:

@@ -5,7 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lbtrain._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lbtrain._lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lbtrain.callbacks._climber import Climber
 from lbtrain.callbacks._noise_sources import Measured, MicroBatches, TrainedParameters, measured_halves
 from lbtrain.callbacks._noise_words import check_arguments, numbers, refuse_unmeasurable, samples_in, sentence
@@ -142,6 +149,11 @@ class GradientNoiseScale(Callback):
         self._counted["per_device"] = max(self._counted["per_device"], size)
         summed = self._is_sum(trainer, pl_module, batch)
         params = self._params.now(trainer, pl_module)
+        if not params:
+            raise MisconfigurationException(
+                "GradientNoiseScale measures the gradient of the parameters that are trained, and there are none: give "
+                "configure_optimizers an optimizer with parameters that require a gradient, or drop GradientNoiseScale"
+            )
         parts = data_parallel(trainer) * trainer.accumulate_grad_batches
         if parts > 1 and not any(isinstance(c, Climber) for c in trainer.callbacks):
             self._window = MicroBatches(params, summed=summed)

@@ -171,6 +171,7 @@ WRONG = {
     "base_batch=16": "batch is missing: write batch=4096 (global), or per_device=64 devices=8 accumulate=8",
     "batch=64 base_bach=16": "unknown key 'base_bach'; did you mean 'base_batch'?",
     "batch=64 base_batch=16 momentun=0.5": "unknown key 'momentun'; did you mean 'momentum'?",
+    "batch=64 base_batch=16 optimizer=os.getcwd": "optimizer must be a class, got 'os.getcwd'",
     "batch=64 base_batch_size=16": "unknown key 'base_batch_size'; did you mean 'base_batch'?",
     "batch=64 base_batch=16 learning_rate=1": "unknown key 'learning_rate'; did you mean 'lr'?",
     "batch=64 base_batch=16 optimizer.lr=1": "unknown key 'optimizer.lr'; did you mean 'lr'?",
@@ -245,6 +246,13 @@ def test_settings_hold_every_part_of_the_batch():
 
 
 def test_own_optimizer_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="optimizer=math.sqrt refuses its arguments"):
+    with pytest.raises(ConfigError, match="optimizer must be a class, got 'math.sqrt'"):
         scaled(settings_of("batch=64 base_batch=16 optimizer=math.sqrt"))
     assert math.isclose(scaled(settings_of("batch=64 base_batch=16")).k, 4.0)
+
+
+def test_a_batch_larger_than_the_training_set_is_told(capsys):
+    assert "larger than the training set of 50:" in " ".join(
+        report("batch=64 base_batch=16 samples=50", capsys).split()
+    )
+    assert "larger than" not in report("batch=64 base_batch=16 samples=64", capsys)

@@ -625,6 +625,18 @@ def result(**facts):
             "about 164",
         ),
         ({"global_batch": 180}, "at global batch 180 you are at the noise scale (164 +- 12): the linear rule is at"),
+        (
+            {"global_batch": 8, "b_simple": 27.9, "stderr": 13.0},
+            "at global batch 8 you may be below or above the noise scale (27.9 +- 13), which is too uncertain to tell",
+        ),
+        (
+            {"gradient_sq": 0.0, "gradient_sq_stderr": 0.0, "trace_sigma": 0.0, "trace_sigma_stderr": 0.0},
+            "by 50 estimates the gradient is zero",
+        ),
+        (
+            {"gradient_sq_stderr": 0.6, "trace_sigma": 1.0},
+            "zero within its error; more estimates tell more",
+        ),
         ({"num_estimates": 1, "stderr": math.nan}, "is 164 samples by 1 estimate, which shows no error"),
         ({"gradient_sq_stderr": 0.6}, "by 50 estimates the squared gradient is 1 +- 0.6, zero within its error; it is"),
         ({"gradient_sq_stderr": 0.6}, "at least about 72 samples"),
@@ -724,3 +736,13 @@ def test_the_page_shows_the_arguments_the_keys_and_code_that_runs():
     names = {"Trainer": lambda callbacks: fit(Plain(), digits_like(), callbacks)}
     exec(code, names)
     assert names["trainer"].callbacks[0].result.num_estimates == 1
+
+
+def test_a_module_without_trained_parameters_is_refused():
+    module = Plain()
+    module.configure_optimizers = lambda: None
+    with (
+        pytest.warns(UserWarning, match="returned `None`"),
+        pytest.raises(MisconfigurationException, match="there are none"),
+    ):
+        fit(module.requires_grad_(False), digits_like(), [GradientNoiseScale(reduction="mean")])
