@@ -49,6 +49,9 @@ def test_a_command_of_the_readme(command, tmp_path):
         run(["python", "train.py", "-m", "seed=0,1", "callbacks=none", *SMALL, f"hydra.sweep.dir={tmp_path}"], tmp_path)
         assert "report.html" in run([*words[:-1], str(tmp_path)], tmp_path)
         return
+    if words[:2] == ["lbtrain", "scale"]:
+        assert "0.1" in run(words, tmp_path)
+        return
     small = [] if "--help" in words else [word for word in SMALL if word.split("=")[0] + "=" not in command]
     kind = "sweep" if "-m" in words else "run"
     placed = [] if "--help" in words else [f"hydra.{kind}.dir={tmp_path}"]
