@@ -10,7 +10,7 @@ The app's convolutional network on images of 8 x 8 at batch 64, through the Trai
 one process, an epoch without and an epoch with the callbacks, so that other work on the machine slows them alike; each
 turn begins with the other one. An epoch is timed after its first step, in which the one-time check of the loss falls.
   case                 scaling_and_check, noise_accumulate (windows of 4 batches, measured in every step),
-                       noise_default (the same in every 10th), noise_halves (single batches, every 50th), nothing (no
+                       noise_default (the same in every 10th), noise_halves (single batches, every 10th), nothing (no
                        callback in either loop: how much of a ratio is noise of the machine)
   plain_ms             milliseconds of an optimizer step without callbacks, median over epochs
   ratio, low, high     time with the callbacks over the time without, median and quartiles over turns
@@ -59,7 +59,7 @@ CASES: dict[str, tuple[Callable[[], list[Callback]], int]] = {
     "scaling_and_check": (scaling_and_check, 1),
     "noise_accumulate": (lambda: [GradientNoiseScale(every_n_steps=1)], 4),
     "noise_default": (lambda: [GradientNoiseScale()], 4),
-    "noise_halves": (lambda: [GradientNoiseScale(every_n_steps=50)], 1),
+    "noise_halves": (lambda: [GradientNoiseScale()], 1),
     "nothing": (list, 1),
 }
 

@@ -67,7 +67,7 @@ def refuse_at_setup(scaling: LearningRateScaling, trainer: Trainer, pl_module: L
             "LearningRateFinder finds a rate for the batch in use, so scaling it again would count the batch "
             "twice: use either LearningRateFinder or LearningRateScaling"
         )
-    if sum(isinstance(c, type(scaling)) or isinstance(scaling, type(c)) for c in _scalings(trainer)) > 1:
+    if len(_scalings(trainer)) > 1:
         raise MisconfigurationException("two LearningRateScaling callbacks would scale the rate twice: keep one")
     if not pl_module.automatic_optimization and (scaling.batch_size is None or scaling.reduction == "auto"):
         raise MisconfigurationException(

@@ -155,8 +155,12 @@ def test_what_would_scale_twice_is_refused():
     class Mine(LearningRateScaling):
         pass
 
-    with pytest.raises(MisconfigurationException, match="two LearningRateScaling callbacks"):
-        fit(Plain(), digits_like(), [LearningRateScaling(4), Mine(4)])
+    class Yours(LearningRateScaling):
+        pass
+
+    for callbacks in ([LearningRateScaling(4), Mine(4)], [Mine(4), Yours(4)]):
+        with pytest.raises(MisconfigurationException, match="two LearningRateScaling callbacks"):
+            fit(Plain(), digits_like(), callbacks)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
