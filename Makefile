@@ -12,7 +12,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --no-deps curvlinops-for-pytorch backpack-for-pytorch
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --no-deps curvlinops-for-pytorch backpack-for-pytorch \
+		hessian-eigenthings==1.0.0a5
 	touch $@
 
 lint: env
@@ -21,7 +22,7 @@ lint: env
 	$(BIN)/mypy
 
 test: env
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow

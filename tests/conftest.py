@@ -1,7 +1,14 @@
-"""What all tests share: a fixed generator, and no accidental network."""
+"""What all tests share: a fixed generator, one thread for each of several test processes, no accidental network."""
+
+import os
 
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Test processes share the cores; threads of OpenMP that wait for each other would take all of them.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

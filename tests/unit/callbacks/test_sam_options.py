@@ -263,7 +263,7 @@ NORM = {"net.1.weight", "net.1.bias"}
         ({"exclude": ["net.0.weight"]}, (WEIGHTS | BIASES) - {"net.0.weight"}),
         ({"only": ["net.?.weight"], "exclude": ["net.1"]}, WEIGHTS - NORM),
     ],
-    ids=str,
+    ids=lambda value: str(value if isinstance(value, dict) else sorted(value)),
 )
 def test_the_chosen_parameters_move_and_only_they_count_in_the_norm(options, movers):
     g, e = travelled(SAM(0.2, **options))
