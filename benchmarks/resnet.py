@@ -1,8 +1,10 @@
-"""ResNet-18 as it is used on CIFAR: a 3 x 3 stem, no max pooling, so 32 x 32 images keep their size in the first stage.
+"""Residual networks as used on CIFAR: a 3 x 3 stem, no max pooling, so that the first stage sees all of 32 x 32.
 
 He et al. (2016), arXiv 1512.03385, figure 5 left (basic block) and table 1 (18 layers), with batch normalization and
 projection shortcuts; 11,173,962 parameters for 10 classes.
 """
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,12 +34,30 @@ class ResNet18(nn.Sequential):
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
-        layers = [_convolution(in_channels, 64, 3), nn.ReLU()]
-        width_in = 64
-        for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            layers += [Block(width_in, width, stride), Block(width, width, 1)]
-            width_in = width
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+        super().__init__(*_stages((64, 128, 256, 512), 2, num_classes, in_channels))
+
+
+class SmallResNet(nn.Sequential):
+    """Classify images with one block per stage; each stage but the first halves the image.
+
+    Args:
+        widths: Channels of each stage.
+        num_classes: Number of classes.
+        in_channels: Channels of the images.
+    """
+
+    def __init__(self, widths: Sequence[int] = (16, 32, 64), num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__(*_stages(widths, 1, num_classes, in_channels))
+
+
+def _stages(widths: Sequence[int], blocks: int, num_classes: int, in_channels: int) -> list[nn.Module]:
+    layers = [_convolution(in_channels, widths[0], 3), nn.ReLU()]
+    width_in = widths[0]
+    for i, width in enumerate(widths):
+        layers.append(Block(width_in, width, 2 if i else 1))
+        layers += [Block(width, width, 1) for _ in range(blocks - 1)]
+        width_in = width
+    return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, num_classes)]
 
 
 def _convolution(width_in: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:

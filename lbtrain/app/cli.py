@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
-from lbtrain.app import launcher, scale
+from lbtrain.app import launcher, measure, scale
 from lbtrain.app.config import redacted
-from lbtrain.app.instantiate import nearest
+from lbtrain.app.instantiate import ConfigError, nearest
 from lbtrain.app.own import import_own_modules
 
 # What a shell reports of a program that Ctrl-C has ended.
@@ -36,17 +36,57 @@ def run(cfg: DictConfig) -> float | None:
 
     Returns:
         The metric named by `objective`, for a sweeper; None on ranks that hold no metrics.
-
-    Raises:
-        SystemExit: If the run fails; it holds the message.
-        KeyboardInterrupt: If Ctrl-C has ended the run.
     """
     import_own_modules(cfg)
     # torch is imported here, so `--help` and `--cfg job` answer without it.
     from lbtrain.app.train import train
 
-    try:
+    with _ending(cfg):
         return train(cfg).get(cfg.objective)
+
+
+def run_measure(words: Sequence[str]) -> None:
+    """Measure a checkpoint, or several with `-m`; the process ends with code 2 if the command line is wrong.
+
+    Args:
+        words: The command line after `measure`.
+    """
+    if measure.wants_help(words):
+        print(measure.USAGE)
+        return
+    try:
+        if measure.is_sweep(words):
+            from lbtrain.app.measure_sweep import sweep
+
+            sys.exit(sweep(words))
+        line = measure.read(words)
+    except ConfigError as error:
+        sys.exit(measure.told(error))
+    given = sys.argv
+
+    @hydra.main(version_base="1.3", config_path="pkg://lbtrain.conf", config_name="train")
+    def job(cfg: DictConfig) -> None:
+        sys.argv = given  # Lightning starts the other ranks with it
+        import_own_modules(cfg)
+        from lbtrain.app.measure_run import measure as measure_one
+
+        with _ending(cfg):
+            measure_one(cfg, line)
+
+    sys.argv = [given[0], *line.argv]
+    job()
+
+
+@contextmanager
+def _ending(cfg: DictConfig) -> Iterator[None]:
+    """End a job that fails with a message in place of Hydra's.
+
+    Raises:
+        SystemExit: If it fails; it holds the message.
+        KeyboardInterrupt: If Ctrl-C has ended it.
+    """
+    try:
+        yield
     except Exception as error:
         if HydraConfig.get().mode != RunMode.RUN:
             raise  # for another launcher, which runs jobs in this process and goes on after a failure
@@ -62,7 +102,8 @@ def main() -> None:
     """Run the command line; a sweep ends with its comparison, also when jobs failed or Ctrl-C has ended them.
 
     It exits with code 1 when something failed, and 130 after Ctrl-C. `scale` as the first word trains nothing: it
-    prints the values for another batch size, and exits with 2 if it cannot read the command line.
+    prints the values for another batch size; neither does `measure`, which measures a checkpoint. Both exit with 2 if
+    they cannot read the command line.
     """
     # Hydra finds plugins of a wheel by itself, but not those of an editable install.
     Plugins.instance().register(LocalLauncher)
@@ -73,7 +114,7 @@ def main() -> None:
         sys.exit(scale.main(sys.argv[2:]))
     with _hints():
         try:
-            run()
+            run_measure(sys.argv[2:]) if sys.argv[1:2] == ["measure"] else run()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(_INTERRUPTED)

@@ -8,6 +8,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from lbtrain._lightning import LightningDataModule, LightningModule, Trainer
+from lbtrain.callbacks._measurement import Measurement
+from lbtrain.callbacks.loss_reduction import LossReductionCheck
 
 
 class Share(DistributedSampler):
@@ -22,6 +24,25 @@ class Share(DistributedSampler):
 
     def __len__(self) -> int:
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+
+def found(trainer: Trainer) -> dict[str, float | str]:
+    """Return what the callbacks of a Trainer have found so far.
+
+    Args:
+        trainer: The Trainer, during or after `fit`.
+
+    Returns:
+        Its metrics; the verdict on the loss reduction; and the words of the measurements at the end.
+    """
+    known: dict[str, float | str] = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    for callback in trainer.callbacks:
+        result = getattr(callback, "result", None)
+        if isinstance(callback, LossReductionCheck) and result is not None:
+            known["loss/reduction"] = result.kind
+        if isinstance(callback, Measurement) and result is not None:
+            known.update({key: value for key, value in result.metrics().items() if isinstance(value, str)})
+    return known
 
 
 def evaluate(trainer: Trainer, model: LightningModule, data: LightningDataModule) -> dict[str, float]:

@@ -51,7 +51,7 @@ def leave(
         record = RunRecord(
             name=job_name(given),
             status="finished" if error is None else "failed",
-            error=None if error is None else redacted(_reason(error), cfg),
+            error=None if error is None else redacted(reason(error), cfg),
             overrides=without_secrets(given),
             config=_effective(cfg),
             metrics=metrics,
@@ -69,7 +69,15 @@ def _effective(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(cfg).items() if key.partition(".")[0] not in unused}
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Return what ended a run, in words.
+
+    Args:
+        error: As it was raised.
+
+    Returns:
+        Its kind and message, with what Lightning has made of Ctrl-C undone.
+    """
     # Lightning turns Ctrl-C into SystemExit.
     if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
         error = error.__context__

@@ -1,37 +1,29 @@
 """Train one composed config, evaluate it, and leave its record."""
 
 import logging
-import os
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-import lbtrain
 from lbtrain._lightning import (
     Callback,
-    MisconfigurationException,
     ModelCheckpoint,
     Trainer,
     rank_zero_only,
     seed_everything,
 )
-from lbtrain.app.evaluate import evaluate
+from lbtrain.app.evaluate import evaluate, found
 from lbtrain.app.instantiate import ConfigError, instantiate, instantiate_each, validate
 from lbtrain.app.outcome import clear, leave
 from lbtrain.app.signatures import suggestion
+from lbtrain.app.surroundings import hush, in_one_line, seed_variable
 from lbtrain.app.table import show
-from lbtrain.callbacks.loss_reduction import LossReductionCheck
 from lbtrain.callbacks.random_state import RandomState
 from lbtrain.callbacks.step_time import StepTime
-
-_PACKAGE = Path(lbtrain.__file__).parent
-_FORMAT = warnings.formatwarning
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -43,15 +35,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The run's numbers by key, in the units of the key table in the README.
     """
-    _hush(resumed=cfg.ckpt_path is not None)
-    warnings.formatwarning = _plain_warning
+    hush(resumed=cfg.ckpt_path is not None)
     validate(cfg)
     directory = Path(HydraConfig.get().runtime.output_dir)
     clear(directory, resumed=cfg.ckpt_path is not None)
     start = time.time()
     metrics: dict[str, float | str] = {}
     try:
-        with _seed_variable(), _in_one_line():
+        with seed_variable(), in_one_line():
             _train(cfg, metrics)
     except BaseException as error:
         leave(cfg, metrics, start, directory, error)
@@ -63,59 +54,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
             hint = suggestion(str(cfg.objective), metrics)
             logging.getLogger(__name__).warning("objective: this run has no metric %r%s", cfg.objective, hint)
     return {key: value for key, value in metrics.items() if not isinstance(value, str)}
-
-
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Let Hydra print a refusal, which says all itself, without a traceback (HYDRA_FULL_ERROR=1 shows it).
-
-    Raises:
-        ConfigError: In the place of a MisconfigurationException.
-    """
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
-
-
-@contextmanager
-def _seed_variable() -> Iterator[None]:
-    """Put Lightning's seed variable back: a later run in this process, without a seed, would take this one's."""
-    before = os.environ.get("PL_GLOBAL_SEED")
-    try:
-        yield
-    finally:
-        os.environ.pop("PL_GLOBAL_SEED", None)
-        if before is not None:
-            os.environ["PL_GLOBAL_SEED"] = before
-
-
-def _hush(*, resumed: bool) -> None:
-    """Keep Lightning's greetings, and warnings about what this application does on purpose, off the screen."""
-    greetings = ("GPU available", "TPU available", "HPU available", "\N{ELECTRIC LIGHT BULB} Tip")
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        rank_zero = logging.getLogger(f"{name}.utilities.rank_zero")
-        rank_zero.addFilter(lambda record: not record.getMessage().startswith(greetings))
-    # The run directory holds Hydra's files before the logger writes its own.
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-    if resumed:
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")  # torch on Lightning's use of it
-    # Small data is read faster in the process itself than by workers.
-    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-
-
-def _plain_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Format a warning of this package as its sentence alone: the line of code says nothing more.
-
-    Returns:
-        What is printed.
-    """
-    if Path(filename).is_relative_to(_PACKAGE):
-        return f"warning: {message}\n"
-    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _train(cfg: DictConfig, metrics: dict[str, float | str]) -> None:
@@ -134,10 +72,7 @@ def _train(cfg: DictConfig, metrics: dict[str, float | str]) -> None:
     try:
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
     finally:
-        metrics.update({key: float(value) for key, value in trainer.callback_metrics.items()})
-        for check in callbacks:
-            if isinstance(check, LossReductionCheck) and check.result is not None:
-                metrics["loss/reduction"] = check.result.kind
+        metrics.update(found(trainer))
     if not trainer.fast_dev_run:
         metrics.update(evaluate(trainer, model, data))
         _log(trainer, metrics)

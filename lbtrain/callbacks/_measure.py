@@ -1,20 +1,28 @@
 """The mean training loss over the training data, as measurements at the end of training see it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer
 from lbtrain.callbacks._batch import batch_size as samples_in
+from lbtrain.callbacks._frozen_data import seed_streams
+from lbtrain.callbacks._interruption import stop_wanted
+from lbtrain.callbacks._measured_data import kept_for, measured_batches
 from lbtrain.callbacks._objective import TrainingLoss
-from lbtrain.callbacks._traceless import random_streams, traceless
+from lbtrain.callbacks._sharded_loss import ShardedLoss
+from lbtrain.callbacks._sharded_measure import even_batches, sharded_training_loss
+from lbtrain.callbacks._shards import is_sharded, reshard
+from lbtrain.callbacks._traceless import random_streams, set_random_streams, traceless
 from lbtrain.callbacks.loss_reduction import LossReductionCheck, reduction_on
-from lbtrain.functional.hvp import MeanLoss
+from lbtrain.functional.operator import HessianOperator
+from lbtrain.functional.ranks import RankFailedError
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -26,46 +34,91 @@ def mean_training_loss(
     batch_size: int | None,
     seed: int,
     graph_memory_mb: float = 0.0,
-) -> Iterator[MeanLoss]:
+    matrix: str = "hessian",
+    engine: str = "auto",
+) -> Iterator[HessianOperator]:
     """Open the mean loss over the training data: eval mode, fixed order, every sample once, no trace.
 
     A data module or module that has `measure_dataloader()` decides the data itself (to leave augmentation out, say).
     Otherwise the data set of the training loader is read in order, without its shuffling. Each rank reads its own
-    share; no sample is repeated to make the shares equal.
+    share; no sample is repeated to make the shares equal. The data are read once and kept for the whole fit. Inside
+    `stoppable`, an interruption by the user raises `Interrupted` out of the next evaluation, on every rank.
 
     Args:
-        trainer: The Trainer, after training.
+        trainer: The Trainer, outside its evaluation loops.
         pl_module: Its module.
         num_samples: Measure on this many samples, drawn by seed; None for all.
         batch_size: Samples per evaluation and device; None as in training.
         seed: Of the draw.
         graph_memory_mb: Memory for gradient graphs that are kept between Hessian products, in MiB.
+        matrix: `hessian` or `ggn`, what products are with.
+        engine: `auto`, `autograd` or `differences`, how they are made.
 
     Yields:
-        The loss of the trainable parameters, per sample whatever the module's reduction.
+        The loss of the trainable parameters, per sample whatever the module's reduction; a `ShardedLoss` under
+        strategies that cut parameters into shards, with products by differences of the Hessian only.
     """
-    batches = _batches(trainer, pl_module, num_samples, batch_size, seed)
+
+    def read() -> tuple[Sequence[Any], list[int]]:
+        found = measured_batches(trainer, pl_module, num_samples, batch_size, seed)
+        return found, [_size(batch) for batch in found]
+
+    batches, sizes = _together(trainer, read)
+    if is_sharded(trainer):
+        with _sharded_loss(trainer, pl_module, batches, sizes) as sharded:
+            yield sharded  # type: ignore[misc] - it stands in for one
+        return
+    kind = str(trainer.strategy.broadcast(_together(trainer, lambda: _reduction(trainer, pl_module, batches))))
     params = [p for p in pl_module.parameters() if p.requires_grad]
-    kind = _reduction(trainer, pl_module, batches)
+    several = trainer.world_size > 1
     with traceless(trainer, pl_module, training=False), torch.enable_grad():
+        seed_streams(seed, pl_module.device)  # so that a random training_step is the same function each time
         loss, streams = TrainingLoss(trainer, pl_module, local=True), random_streams(pl_module.device)
 
-        def of_batch(i: int) -> Tensor:
-            return loss(_to_device(trainer, pl_module, batches[i]), i, streams)
+        def of_batch(numbered: tuple[int, Any]) -> Tensor:
+            i, batch = numbered
+            set_random_streams(streams, pl_module.device)  # the transfer to the device may augment
+            return loss(_to_device(trainer, pl_module, batch), i, streams)
 
-        sizes = [_size(batch) for batch in batches]
-        total = _sum_over_ranks(trainer, torch.tensor(float(sum(sizes)), dtype=torch.float64)).item()
-        mean_loss = MeanLoss(
+        mean_loss = HessianOperator(
+            of_batch,
             params,
-            [partial(of_batch, i) for i in range(len(batches))],
-            [1.0 / total if kind == "sum" else size / total for size in sizes],
+            list(enumerate(batches)),
+            sizes=sizes,
+            reduction="sum" if kind == "sum" else "mean",
+            matrix=matrix,
+            engine=engine,
             graph_memory_bytes=int(graph_memory_mb * 2**20),
-            all_reduce=partial(_sum_over_ranks, trainer) if trainer.world_size > 1 else None,
+            all_reduce=partial(_sum_over_ranks, trainer) if several else None,
+            gather=_gather if several else None,
+            should_stop=stop_wanted,
         )
         try:
             yield mean_loss
         finally:
             mean_loss.release()
+
+
+@contextmanager
+def _sharded_loss(
+    trainer: Trainer, pl_module: LightningModule, batches: Sequence[Any], sizes: Sequence[int]
+) -> Iterator[ShardedLoss]:
+    """Open the mean loss of sharded parameters, whose passes all ranks make together.
+
+    Yields:
+        The loss.
+    """
+    batches, total = even_batches(batches), _sum_over_ranks(trainer, torch.tensor(float(sum(sizes)))).item()
+    kind = str(trainer.strategy.broadcast(_reduction(trainer, pl_module, batches)))
+    sizes = [*sizes, *[0] * (len(batches) - len(sizes))]
+    weights = [size / total for size in sizes]
+    divisors = [size if kind == "sum" and size else 1 for size in sizes]
+    reshard(trainer)
+    with traceless(trainer, pl_module, training=False), torch.enable_grad():
+        load = partial(_to_device, trainer, pl_module)
+        yield sharded_training_loss(
+            trainer, pl_module, batches, weights, load, divisors=divisors, should_stop=stop_wanted
+        )
 
 
 def refuse_sharded(trainer: Trainer, what: str) -> None:
@@ -79,36 +132,11 @@ def refuse_sharded(trainer: Trainer, what: str) -> None:
         MisconfigurationException: Under FSDP, ModelParallel or DeepSpeed.
     """
     name = type(trainer.strategy).__name__
-    if name in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
+    if is_sharded(trainer) or "DeepSpeed" in name:
         raise MisconfigurationException(
-            f"{what} differentiates the gradient again, which the sharded parameters of {name} do not allow: "
-            "measure a checkpoint of this run with strategy='ddp' or on a single device"
+            f"{what} measures whole parameters, which no process holds under {name}: measure a checkpoint of this run "
+            "with strategy='ddp' or on a single device"
         )
-
-
-def check_measurable(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Refuse training data that cannot be measured on, before time is spent on training.
-
-    Args:
-        trainer: The Trainer, with its loaders set up.
-        pl_module: Its module.
-
-    Raises:
-        MisconfigurationException: If the training data cannot be read in a fixed order.
-    """
-    loader = trainer.train_dataloader
-    ordered = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    if not ordered and _chooser(trainer, pl_module) is None:
-        raise MisconfigurationException(
-            f"the training data ({type(loader).__name__}) cannot be read in a fixed order, which measuring needs "
-            "when training ends: define measure_dataloader() on the data module or the module, returning the "
-            "batches to measure on"
-        )
-
-
-def _chooser(trainer: Trainer, pl_module: LightningModule) -> Any:
-    """Return the data module or module that says itself what to measure on, or None."""
-    return next((owner for owner in (trainer.datamodule, pl_module) if hasattr(owner, "measure_dataloader")), None)
 
 
 def check_measure_arguments(num_samples: int | None, batch_size: int | None, seed: int) -> None:
@@ -129,29 +157,6 @@ def check_measure_arguments(num_samples: int | None, batch_size: int | None, see
         raise ValueError(f"seed must be a whole number, at least 0, got {seed!r}")
 
 
-def _batches(
-    trainer: Trainer, pl_module: LightningModule, num_samples: int | None, batch_size: int | None, seed: int
-) -> Sequence[Any]:
-    """Return this rank's batches, in host memory."""
-    check_measurable(trainer, pl_module)
-    rank, world = trainer.global_rank, trainer.world_size
-    chooser = _chooser(trainer, pl_module)
-    if chooser is not None:
-        return list(chooser.measure_dataloader())[rank::world]
-    loader = trainer.train_dataloader
-    count = len(loader.dataset)  # type: ignore[arg-type]
-    chosen = list(range(count))
-    if num_samples is not None and num_samples < count:
-        draw = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        chosen = sorted(draw[:num_samples].tolist())
-    size = batch_size or loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 64
-    mine = chosen[rank::world]
-    parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-    return list(
-        DataLoader(loader.dataset, batch_sampler=parts, collate_fn=loader.collate_fn, generator=torch.Generator())
-    )
-
-
 def _size(batch: Any) -> int:
     size = samples_in(batch)
     if size is None:
@@ -169,17 +174,66 @@ def _to_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
 
 
 def _reduction(trainer: Trainer, pl_module: LightningModule, batches: Sequence[Any]) -> str:
-    """Return the verdict that training reached, or one on the first batch to measure on."""
+    """Return the verdict that training reached, or one on this rank's first batch to measure on."""
     for callback in trainer.callbacks:
         if isinstance(callback, LossReductionCheck) and callback.result is not None:
             return callback.result.kind
-    verdict = reduction_on(trainer, pl_module, _to_device(trainer, pl_module, batches[0])).kind if batches else "mean"
-    return str(trainer.strategy.broadcast(verdict))
+    kept = kept_for(trainer)
+    if kept.reduction is None and batches:
+        streams = random_streams(pl_module.device)
+        try:
+            batch = _to_device(trainer, pl_module, batches[0])  # which may augment
+        finally:
+            set_random_streams(streams, pl_module.device)
+        kept.reduction = reduction_on(trainer, pl_module, batch).kind
+    return kept.reduction or "mean"
+
+
+def _together(trainer: Trainer, work: Callable[[], _T]) -> _T:
+    """Return what each rank's own work gives, or fail on all ranks where it fails on one.
+
+    Raises:
+        RankFailedError: If another rank failed; this rank's own error is passed on.
+    """
+    if trainer.world_size == 1:
+        return work()
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as own:
+        error = own
+    texts = _gather("" if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    if failed := "; ".join(f"rank {i}: {text}" for i, text in enumerate(texts) if text):
+        raise RankFailedError(failed)
+    return result
+
+
+def agreed(trainer: Trainer, flag: bool) -> bool:
+    """Return whether any rank says so; every rank must ask.
+
+    Args:
+        trainer: The Trainer.
+        flag: What this rank says.
+
+    Returns:
+        The same on every rank.
+    """
+    return flag if trainer.world_size == 1 else bool(_sum_over_ranks(trainer, torch.tensor(float(flag))) > 0)
+
+
+def _gather(text: str) -> list[str]:
+    """Return the texts of all ranks."""
+    texts = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(texts, text)
+    return texts
 
 
 def _sum_over_ranks(trainer: Trainer, tensor: Tensor) -> Tensor:
     if trainer.world_size == 1:
         return tensor
     # nccl reduces on the device only.
-    on_device = tensor.to(trainer.strategy.root_device)
-    return trainer.strategy.reduce(on_device, reduce_op="sum").to(tensor.device)
+    on_device = tensor.to(trainer.strategy.root_device, copy=True)
+    torch.distributed.all_reduce(on_device)  # the strategy's own would let all ranks wait for each other once more
+    return on_device.to(tensor.device)

@@ -1,6 +1,6 @@
 """Parameters that strategies cut into shards: the part held here, and norms over all parts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -63,15 +63,30 @@ def space_of(trainer: Trainer, params: Sequence[Tensor]) -> Space:
     Returns:
         The plain space, or for sharded parameters one that sums over the processes that hold the parts.
     """
-    strategy = trainer.strategy
+    strategy, sizes = trainer.strategy, [part(p).numel() for p in params]
     if isinstance(strategy, strategies.ModelParallelStrategy):
         copies = [_copies(p, trainer.world_size) for p in params]
-        return ShardedSpace(copies, _summed_over(None), strategy.root_device)
+        return ShardedSpace(copies, _summed_over(None), strategy.root_device, sizes=sizes)
     if isinstance(strategy, strategies.FSDPStrategy):
         group: Any = getattr(strategy.model, "process_group", None)  # of one replica, where replicas are sharded
         if getattr(getattr(strategy.model, "sharding_strategy", None), "name", "") != "NO_SHARD":
-            return ShardedSpace([1] * len(params), _summed_over(group), strategy.root_device)
+            return ShardedSpace([1] * len(params), _summed_over(group), strategy.root_device, sizes=sizes)
     return WHOLE
+
+
+def held_by_several(trainer: Trainer, named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of parameters of which several processes hold the same part.
+
+    Args:
+        trainer: The Trainer, with its strategy set up.
+        named: Names and parameters.
+
+    Returns:
+        Those that tensor parallelism leaves whole, and those that no strategy has cut.
+    """
+    if not isinstance(trainer.strategy, strategies.ModelParallelStrategy):
+        return []
+    return [name for name, p in named if _copies(p, trainer.world_size) > 1]
 
 
 def gather(value: Any) -> list[Any]:
@@ -86,6 +101,23 @@ def gather(value: Any) -> list[Any]:
     values = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def shard_of(trainer: Trainer) -> int:
+    """Return which shard of the parameters this process holds, where each is cut into one per process of a group.
+
+    Args:
+        trainer: The Trainer, with its strategy set up.
+
+    Returns:
+        Counted from 0; the same for processes with the same parts (FSDP's hybrid sharding).
+    """
+    group: Any = None
+    if isinstance(trainer.strategy, strategies.FSDPStrategy):
+        if getattr(getattr(trainer.strategy.model, "sharding_strategy", None), "name", "") == "NO_SHARD":
+            return 0
+        group = getattr(trainer.strategy.model, "process_group", None)
+    return torch.distributed.get_rank(group)
 
 
 @contextmanager
@@ -105,14 +137,20 @@ def elsewhere(
     """
     try:
         with shifted(weights, steps, backup=backup):
-            _reshard(trainer)
+            reshard(trainer)
             yield
     finally:
-        _reshard(trainer)
+        reshard(trainer)
 
 
-def _reshard(trainer: Trainer) -> None:
-    """Drop gathered copies of FSDP2's parameters, which would hide a change of the shards."""
+def reshard(trainer: Trainer) -> None:
+    """Drop gathered copies of FSDP2's parameters, which would hide a change of the shards.
+
+    Without effect where there are none, and under other strategies.
+
+    Args:
+        trainer: The Trainer.
+    """
     if isinstance(trainer.strategy, strategies.ModelParallelStrategy):
         for m in trainer.lightning_module.modules():
             if hasattr(m, "set_reshard_after_backward"):  # what FSDP2 adds to a module

@@ -154,7 +154,7 @@ def data_parallel(trainer: Trainer) -> int:
     return int((trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1))
 
 
-def publish(trainer: Trainer, metrics: Mapping[str, float | str]) -> None:
+def publish(trainer: Trainer, metrics: Mapping[str, float | str], step: int | None = None) -> None:
     """Give numbers to `trainer.callback_metrics` on every rank and to the loggers on rank zero.
 
     Lightning forbids `self.log` where training ends; texts (a verdict) go to the loggers' hyperparameters.
@@ -162,28 +162,20 @@ def publish(trainer: Trainer, metrics: Mapping[str, float | str]) -> None:
     Args:
         trainer: The Trainer.
         metrics: Values by key, in the units of the key table in the README.
+        step: Optimizer steps that the weights have seen; None for those that the loggers have counted.
     """
     numbers = {key: float(value) for key, value in metrics.items() if not isinstance(value, str)}
     trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in numbers.items()})
-    _log(trainer, numbers, {key: value for key, value in metrics.items() if isinstance(value, str)})
+    if step is None:
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    _log(trainer, numbers, {key: value for key, value in metrics.items() if isinstance(value, str)}, step)
 
 
 @rank_zero_only
-def _log(trainer: Trainer, numbers: dict[str, float], texts: dict[str, str]) -> None:
+def _log(trainer: Trainer, numbers: dict[str, float], texts: dict[str, str], step: int) -> None:
     for logger in trainer.loggers:
         if numbers:
-            logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(numbers, step=step)
         if texts:
             logger.log_hyperparams(texts)
         logger.save()
-
-
-def count_measuring(trainer: Trainer, seconds: float) -> None:
-    """Add to the time that the run has spent measuring, `time/measure_s`.
-
-    Args:
-        trainer: The Trainer.
-        seconds: Duration of a measurement that has ended.
-    """
-    so_far = float(trainer.callback_metrics.get("time/measure_s", 0.0))
-    publish(trainer, {"time/measure_s": so_far + seconds})

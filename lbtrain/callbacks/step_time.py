@@ -37,6 +37,15 @@ class StepTime(Callback):
         """Add the batch's time; on a GPU work may still be queued, which the end of the fit waits for."""
         self._in_batches += time.perf_counter() - self._batch_start
 
+    def leave_out(self, seconds: float) -> None:
+        """Skip time that was not spent on training.
+
+        Args:
+            seconds: Just past, in or between batches.
+        """
+        self._start += seconds
+        self._batch_start += seconds
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish the times of this fit."""
         _finish(pl_module.device)

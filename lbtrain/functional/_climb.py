@@ -10,29 +10,59 @@ from lbtrain.functional._excursion import Excursion
 from lbtrain.functional.vectors import norm
 
 
-def climb_box(ascent: Excursion, y: Tensor, half_width: Tensor, num_steps: int) -> None:
+def climb_box_from_all(
+    ascent: Excursion, half_width: Tensor, *, num_starts: int, num_steps: int, generator: torch.Generator
+) -> float:
+    """Climb inside the box ``|y_i| <= half_width_i`` from its centre and from random points in it.
+
+    The first step from the centre leads to the corner that the gradient points to. Where the gradient is zero, as at a
+    minimum, nothing leads out of the centre, and the random starts find the rise.
+
+    Args:
+        ascent: Remembers the highest point.
+        half_width: Shape ``(n,)``.
+        num_starts: Number of random starts.
+        num_steps: Number of steps from each start, one gradient each.
+        generator: Source of the random starts.
+
+    Returns:
+        The loss at the corner that the gradient in the centre points to; NaN where that gradient is zero.
+    """
+    corner = climb_box(ascent, torch.zeros_like(half_width), half_width, num_steps)
+    for _ in range(num_starts):
+        uniform = torch.rand(len(half_width), generator=generator, device=generator.device, dtype=half_width.dtype)
+        climb_box(ascent, (2 * uniform - 1).to(half_width.device) * half_width, half_width, num_steps)
+    return corner
+
+
+def climb_box(ascent: Excursion, y: Tensor, half_width: Tensor, num_steps: int) -> float:
     """Climb from ``y`` inside the box ``|y_i| <= half_width_i``, monotonically.
 
     Args:
         ascent: Remembers the highest point.
         y: Start, shape ``(n,)``.
         half_width: Shape ``(n,)``.
-        num_steps: Gradients after the first one.
+        num_steps: Number of steps, one gradient each: the first is taken at the start, none at the last point.
+
+    Returns:
+        The loss at the corner where the first step leads; NaN where there is none.
     """
     value, gradient = ascent.value_and_gradient(y)
     ascent.note(value, y)
-    step, was_refused = half_width * gradient.sign() - y, False
-    for _ in range(num_steps):
+    step, was_refused, first = half_width * gradient.sign() - y, False, math.nan
+    for left in range(num_steps - 1, -1, -1):
         if not math.isfinite(value) or not float(gradient @ step) > 0:
-            return
+            return first
         trial = y + step
-        trial_value, trial_gradient = ascent.value_and_gradient(trial)
+        trial_value, trial_gradient = ascent.value_and_gradient(trial) if left else (ascent.value(trial), gradient)
         ascent.note(trial_value, trial)
+        first = trial_value if left == num_steps - 1 else first
         if trial_value > value:
             y, value, gradient = trial, trial_value, trial_gradient
             step, was_refused = half_width * gradient.sign() - y, False
         else:
             step, was_refused = _shortened(step, gradient, trial_gradient, was_refused), True
+    return first
 
 
 def climb(ascent: Excursion, dim: int, rho: float, p: float, num_steps: int, *, fallback: Callable[[], Tensor]) -> None:

@@ -30,6 +30,7 @@ class StepSearch:
         params: The weights ``w``, ``n`` entries together.
         unit: The direction ``u``, shape ``(n,)``.
         space: How norms are taken.
+        measure: Norm of what ``sides`` returns, where that is not shaped like the weights; None takes the space's.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class StepSearch:
         params: Sequence[Tensor],
         unit: Tensor,
         space: Space,
+        measure: Callable[[Tensor], float] | None = None,
     ) -> None:
         self.sides, self.params, self.unit, self.space = sides, params, unit, space
+        self._measure = measure
         self.eps = roundings(params, unit.dtype)
         # No step is longer than the weights, or than 1.
         self.longest = max(1.0, float(space.norm([p.detach() for p in params])))
@@ -51,10 +54,18 @@ class StepSearch:
         Returns:
             The step, in units of parameter norm, and the bound on its error, loss per squared parameter.
         """
-        first = self._first()
+        first = self.first()
         start = first, self.error(first)
         longer = self._walk(start, 2.0)
         return longer if longer[0] > first else self._walk(start, 0.5)
+
+    def difference(self, step: float) -> Tensor:
+        """Return ``D u`` at a step, in the shape of what ``sides`` returns, loss per squared parameter."""
+        return self._difference(step)[0]
+
+    def size(self, step: float) -> float:
+        """Return ``||D u||`` at a step, loss per squared parameter."""
+        return self._norm(self.difference(step))
 
     def error(self, step: float) -> float:
         """Bound ``||D u - H u||`` for the difference ``D u`` at a step ``h`` by those at ``2 h`` and ``h / 2``.
@@ -91,7 +102,7 @@ class StepSearch:
             self._known = {h: found for h, found in self._known.items() if step / 2 <= h <= 2 * step}
         return step, error
 
-    def _first(self) -> float:
+    def first(self) -> float:
         """Return the smallest step, from ``eps^(1/3)`` on, at which the weights follow the direction.
 
         Truncation, ``h^2``, and rounding, ``eps / h``, balance near it: Press et al. (2007), Numerical Recipes, 5.7.
@@ -118,4 +129,6 @@ class StepSearch:
         return float(self.space.norm(rests)) / step
 
     def _norm(self, v: Tensor) -> float:
+        if self._measure is not None:
+            return self._measure(v)
         return float(self.space.norm(unflatten(v, self.params)))

@@ -8,7 +8,24 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 # What torch 2.4 to 2.13 writes when an operation has no second derivative.
-_NO_SECOND_DERIVATIVE = ("not implemented", "double backward", "differentiate twice")
+_NO_SECOND_DERIVATIVE = ("not implemented", "double backward", "differentiate twice", "_cudnn_rnn_backward")
+_WAY_OUT = (
+    'Take engine="differences" of HessianOperator, or, for attention, evaluate the loss under '
+    "torch.nn.attention.sdpa_kernel(SDPBackend.MATH); for a compiled module, use the uncompiled one "
+    "(module._orig_mod); for a recurrent network on a GPU, set torch.backends.cudnn.enabled = False"
+)
+
+
+class NoSecondDerivativeError(RuntimeError):
+    """An operation of the loss has no second derivative in torch.
+
+    Args:
+        operation: What has none, in words.
+    """
+
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+        super().__init__(f"the loss has no second derivative in torch: {operation}. {_WAY_OUT}")
 
 
 @contextmanager
@@ -50,23 +67,22 @@ def refuse_inference_mode() -> None:
 
 @contextmanager
 def second_derivative() -> Iterator[None]:
-    """Enable gradients in this block, and say what to do when an operation has no second derivative.
+    """Enable gradients in this block, and tell an operation without a second derivative from other errors.
 
     Yields:
         Nothing.
 
     Raises:
-        RuntimeError: If an operation in the block cannot be differentiated twice, or inference mode is on.
+        NoSecondDerivativeError: If an operation in the block cannot be differentiated twice.
+        RuntimeError: If inference mode is on.
     """
     refuse_inference_mode()
     try:
         with torch.enable_grad():
             yield
+    except NoSecondDerivativeError:
+        raise
     except RuntimeError as error:
         if not any(text in str(error).lower() for text in _NO_SECOND_DERIVATIVE):
             raise
-        raise RuntimeError(
-            f"the loss has no second derivative in torch: {error}. For attention, evaluate the loss under "
-            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH); for a compiled module, use the uncompiled one "
-            "(module._orig_mod); for a recurrent network on a GPU, set torch.backends.cudnn.enabled = False"
-        ) from error
+        raise NoSecondDerivativeError(str(error).strip().splitlines()[0].rstrip(".")) from error

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lbtrain.functional.curvature_along import batch_sums, mean_of_batches
 from lbtrain.functional.hvp import MeanLoss
 from lbtrain.functional.results import SharpnessValue
 from lbtrain.functional.vectors import unflatten
@@ -92,11 +93,5 @@ class Excursion:
 
 def mean_and_stderr(loss: MeanLoss, rises: Tensor) -> tuple[float, float]:
     """Return ``m = sum_b w_b d_b`` and ``sqrt(B / (B - 1) sum_b w_b^2 (d_b - m)^2)`` over all ranks."""
-    weights = rises.new_tensor(loss.weights)
-    squares = weights**2
-    sums = [weights * rises, squares * rises**2, squares * rises, squares, torch.ones_like(rises)]
-    mean, second, first, zeroth, count = loss.total(torch.stack([s.sum() for s in sums])).tolist()
-    if count < 2:
-        return mean, math.nan
-    spread = max(0.0, second - 2 * mean * first + mean**2 * zeroth)  # below zero only by rounding
-    return mean, math.sqrt(count / (count - 1) * spread)
+    found = mean_of_batches(loss.total(batch_sums(rises, rises.new_tensor(loss.weights))))
+    return found.value, found.stderr

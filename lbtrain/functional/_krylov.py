@@ -1,61 +1,65 @@
 """An orthonormal basis grown by products with a symmetric matrix, and the matrix as seen from inside it."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lbtrain.functional._ritz import End, Ritz
+from lbtrain.functional.space import WHOLE, Space
+
 # Rows added at a time: few copies, and little memory for the short runs that are usual.
 _CHUNK = 32
+# Columns compressed at a time: the copy that this needs is small beside the basis.
+_COLUMNS = 2**16
 # A remainder below this many roundings of the largest product is no direction any more.
 _BREAKDOWN = 100.0
-
-
-@dataclass
-class End:
-    """Where a sweep stopped: its last row, the length of what leads out of the basis there, and that direction."""
-
-    row: int
-    beta: float
-    direction: Tensor
-
-
-@dataclass(frozen=True)
-class Ritz:
-    """Eigenpairs of the projected matrix, ascending, with residual bounds; float64 on the CPU."""
-
-    values: Tensor
-    bounds: Tensor
-    coefficients: Tensor
 
 
 class KrylovBasis:
     """Orthonormal rows ``Q`` of shape ``(m, n)`` and the projection ``A = Q H Q'``, ``(m, m)`` in float64.
 
     Rows come in sweeps. Inside a sweep they are Lanczos vectors of ``H`` restricted to the complement of the earlier
-    sweeps. Each new row is made orthogonal to all others by two passes of classical Gram-Schmidt, each of two
+    rows. Each new row is made orthogonal to all others by two passes of classical Gram-Schmidt, each of two
     matrix-vector products ("twice is enough", Giraud, Langou, Rozloznik 2005), with one wait for the device.
-    A unit vector ``y`` with ``A y = theta y`` gives ``x = Q'y`` with ``||H x - theta x|| <= sum_e beta_e |y[row_e]|``
-    over the ends ``e`` of the sweeps (Parlett 1998, The Symmetric Eigenvalue Problem, 13.2, for one sweep).
+    A unit vector ``y`` with ``A y = theta y`` gives ``x = Q'y`` with ``||H x - theta x|| <= sum_e |c_e . y|`` over the
+    ends ``e`` of the sweeps (Parlett 1998, The Symmetric Eigenvalue Problem, 13.2, for one sweep, ``c = beta e_m``).
 
     Args:
-        dim: Number of columns ``n``.
+        dim: Number of columns ``n`` in this process.
         limit: Largest number of rows.
         dtype: Type of the rows.
         device: Place of the rows.
+        space: How inner products are taken; all processes of a sharded space take part.
+        reserve: Whether to allocate all rows at once, so that growing never holds two copies.
+
+    Attributes:
+        total_dim: Number of columns over all processes.
+        alphas: Diagonal of the tridiagonal matrix of the current sweep.
+        betas: What lies beside it; both are emptied by a compression, which ends the tridiagonal form.
     """
 
-    def __init__(self, dim: int, limit: int, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.dim, self.limit = dim, min(limit, dim)
+    def __init__(
+        self,
+        dim: int,
+        limit: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        space: Space = WHOLE,
+        reserve: bool = False,
+    ) -> None:
+        self.space, self.dim = space, dim
+        self.total_dim = space.dimension(dim)
+        self.limit = min(limit, self.total_dim)
         self.rows, self.sweep_start, self.num_sweeps = 0, 0, 0
         self.ends: list[End] = []
+        self.live: End | None = None  # the end of the current sweep
+        self.broken = False  # whether the current sweep leads no further
         self.scale = 0.0  # largest ||H q|| seen
-        self.beta = 0.0
-        self.broken = False
-        self._buffer = torch.empty((0, dim), dtype=dtype, device=device)
-        self._projected = torch.zeros((0, 0), dtype=torch.float64)
+        self.alphas: list[float] = []
+        self.betas: list[float] = []
+        self._buffer = torch.empty((self.limit if reserve else 0, dim), dtype=dtype, device=device)
+        self._projected = torch.zeros((len(self._buffer),) * 2, dtype=torch.float64)
         self._next = torch.empty(0)
 
     @property
@@ -65,16 +69,16 @@ class KrylovBasis:
 
     def begin(self, start: Tensor) -> None:
         """Start a sweep from a vector ``(n,)``, made orthogonal to all rows."""
-        if self.num_sweeps and not self.broken:
-            self.ends.append(End(self.rows - 1, self.beta, self._next))
+        if self.live is not None:
+            self.ends.append(self.live)
         self.num_sweeps += 1
-        self.sweep_start = self.rows
+        self.sweep_start, self.alphas, self.betas = self.rows, [], []
         vector = start.to(self._buffer)
         # Near the full dimension almost all of a random vector is projected away: repeat until its direction is clean.
         for _ in range(3):
-            vector = self._project_out(vector / torch.linalg.vector_norm(vector))[0]
-        self._next = vector / torch.linalg.vector_norm(vector)
-        self.broken = False
+            vector = self.project_out(vector / self.space.norm_of(vector).to(vector))[0]
+        self._next = vector / self.space.norm_of(vector).to(vector)
+        self.live, self.broken = None, False
 
     def step(self, matvec: Callable[[Tensor], Tensor]) -> bool:
         """Add one row by one product.
@@ -96,33 +100,45 @@ class KrylovBasis:
             raise ValueError(f"matvec must return shape {tuple(q.shape)}, as its argument, got {tuple(product.shape)}")
         product = product.to(q)
         self.rows += 1
-        rest, column = self._project_out(product)
-        sizes = torch.stack([torch.linalg.vector_norm(product), torch.linalg.vector_norm(rest)])
-        numbers = torch.cat([column, sizes]).double().cpu()
+        rest, column = self.project_out(product)
+        sizes = self.space.norms(product, rest)
+        numbers = torch.cat([column.to(sizes), sizes]).cpu().double()
         if not bool(torch.isfinite(numbers).all()):
             return False
         self._projected[: self.rows, self.rows - 1] = numbers[:-2]
-        self.scale = max(self.scale, float(numbers[-2]))
-        self.beta = float(numbers[-1])
-        self.broken = self.beta <= _BREAKDOWN * torch.finfo(q.dtype).eps * self.scale
-        self._next = q if self.broken else rest.div_(self.beta)
+        self.scale, beta = max(self.scale, float(numbers[-2])), float(numbers[-1])
+        self.broken = beta <= _BREAKDOWN * torch.finfo(q.dtype).eps * self.scale
+        if len(self.alphas) == self.rows - 1 - self.sweep_start:  # no compression since the sweep began
+            self.alphas.append(float(numbers[-3]))
+            self.betas.append(0.0 if self.broken else beta)
+        self._next = q if self.broken else rest.div_(beta)
+        self.live = None if self.broken else End.at_last(self.rows, beta, self._next)
         return True
+
+    def projected(self) -> Tensor:
+        """Return ``Q H Q'``, symmetric, shape ``(m, m)``."""
+        upper = self._projected[: self.rows, : self.rows].triu()
+        return upper + upper.triu(1).T
 
     def ritz(self) -> Ritz:
         """Return the eigenpairs of the projected matrix over all rows."""
-        values, coefficients = torch.linalg.eigh(self._projected[: self.rows, : self.rows], UPLO="U")
+        values, coefficients = torch.linalg.eigh(self.projected())
         bounds = torch.zeros_like(values)
-        for end in self.ends:
-            bounds += end.beta * coefficients[end.row].abs()
-        if not self.broken:
-            bounds += self.beta * coefficients[-1].abs()
+        for end in self._all_ends() if self.rows < self.total_dim else []:  # nothing leads out of the whole space
+            bounds += end.along(coefficients).abs()
         return Ritz(values, bounds, coefficients)
 
-    def sweep_top(self) -> tuple[float, float]:
-        """Return the largest Ritz value of the current sweep alone, and its residual bound in that sweep's matrix."""
-        inside = slice(self.sweep_start, self.rows)
-        values, coefficients = torch.linalg.eigh(self._projected[inside, inside], UPLO="U")
-        return float(values[-1]), 0.0 if self.broken else self.beta * abs(float(coefficients[-1, -1]))
+    def sweep_ritz(self) -> Ritz:
+        """Return the eigenpairs of the current sweep's matrix alone, with residual bounds in that matrix."""
+        values, coefficients = torch.linalg.eigh(self.projected()[self.sweep_start :, self.sweep_start :])
+        bounds = (
+            torch.zeros_like(values) if self.live is None else self.live.coupling[self.sweep_start :] @ coefficients
+        )
+        return Ritz(values, bounds.abs(), coefficients)
+
+    def inside(self, vector: Tensor) -> Tensor:
+        """Return the coefficients ``Q v`` of a vector ``(n,)``, shape ``(m,)``."""
+        return self.space.products(self._buffer[: self.rows], vector)
 
     def vectors(self, coefficients: Tensor) -> Tensor:
         """Return ``Q' y`` for each column ``y``, shape ``(n, k)``."""
@@ -130,20 +146,54 @@ class KrylovBasis:
 
     def take_end(self, coefficients: Tensor) -> Tensor:
         """Return the direction ``(n,)`` of the end that disturbs the given Ritz vectors ``(m, k)`` most; remove it."""
-        if not self.broken:
-            self.ends.append(End(self.rows - 1, self.beta, self._next))
-            self.broken = True
-        worst = max(self.ends, key=lambda end: end.beta * float(coefficients[end.row].abs().max()))
-        self.ends.remove(worst)
+        if self.live is not None:
+            self.ends.append(self.live)
+            self.live, self.broken = None, True
+        worst = max(self.ends, key=lambda end: float(end.along(coefficients).abs().max()))
+        self.ends = [end for end in self.ends if end is not worst]
         return worst.direction
 
-    def _project_out(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the vector without its part in the rows, and that part's coefficients ``(m,)``."""
+    def compress(self, coefficients: Tensor, sweep_start: int = 0) -> None:
+        """Replace the rows by ``Y'Q``: all that is known about ``H`` stays true of the smaller basis.
+
+        With Ritz vectors as ``Y`` this is the thick restart of Wu and Simon (2000), SIAM J. Matrix Anal. Appl. 22(2):
+        the kept pairs keep their residuals, and the next row is coupled to each of them.
+
+        Args:
+            coefficients: Orthonormal columns ``Y``, shape ``(m, p)``, ``p < m``.
+            sweep_start: Where the current sweep begins in the new rows.
+        """
+        self._clean_ends()
+        projected, kept, m = self.projected(), coefficients.shape[1], self.rows
+        change = coefficients.T.to(self._buffer)
+        for i in range(0, self.dim, _COLUMNS):
+            columns = self._buffer[:, i : i + _COLUMNS]
+            columns[:kept] = change @ columns[:m]
+        self._projected[:kept, :kept] = coefficients.T @ projected @ coefficients
+        for end in self._all_ends():
+            end.coupling = end.along(coefficients)
+        self.rows, self.sweep_start = kept, sweep_start
+        # The rows of this sweep are no Krylov vectors of its start any more: no count of steps can fit from here on.
+        self.alphas, self.betas = [], []
+
+    def project_out(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vector ``(n,)`` without its part in the rows, and that part's coefficients ``(m,)``."""
         Q = self._buffer[: self.rows]
-        first = Q @ vector
-        rest = torch.addmv(vector, Q.T, first, alpha=-1)
-        second = Q @ rest
-        return torch.addmv(rest, Q.T, second, alpha=-1), first + second
+        first = self.space.products(Q, vector)
+        rest = torch.addmv(vector, Q.T, first.to(vector), alpha=-1)
+        second = self.space.products(Q, rest)
+        return torch.addmv(rest, Q.T, second.to(vector), alpha=-1), first + second
+
+    def _clean_ends(self) -> None:
+        """Take from the ends' directions what lies in later rows: those know it, and will be gone."""
+        for end in self.ends:
+            rest = self.project_out(end.direction)[0]
+            length = float(self.space.norm_of(rest))
+            end.coupling, end.direction = end.coupling * length, rest / (length or 1.0)
+
+    def _all_ends(self) -> list[End]:
+        """Return the ends of all sweeps, the current one's included."""
+        return self.ends if self.live is None else [*self.ends, self.live]
 
     def _grow(self) -> None:
         """Make room for one more row."""
@@ -151,39 +201,7 @@ class KrylovBasis:
         if self.rows < capacity:
             return
         capacity = min(capacity + _CHUNK, self.limit)
-        buffer, projected = (
-            self._buffer.new_empty((capacity, self.dim)),
-            self._projected.new_zeros((capacity, capacity)),
-        )
+        buffer = self._buffer.new_empty((capacity, self.dim))
+        projected = self._projected.new_zeros((capacity, capacity))
         buffer[: self.rows], projected[: self.rows, : self.rows] = self._buffer, self._projected
         self._buffer, self._projected = buffer, projected
-
-
-def chance_of_oversight(dim: int, num_rows: int, low: float, top: float, threshold: float) -> float:
-    """Bound the chance that a random start overlooks an eigenvalue above a threshold.
-
-    If the largest Ritz value after ``j`` rows is ``top``, an eigenvalue of at least ``threshold`` needs a start whose
-    part ``c`` in its direction obeys ``c^2 <= (top - low) / ((threshold - top) T^2)``, with the Chebyshev polynomial
-    ``T = T_{j-1}`` taken at ``threshold`` after ``[low, top]`` is mapped to ``[-1, 1]`` (its Rayleigh quotient would
-    exceed ``top`` otherwise). A uniform direction in ``n`` dimensions has ``P(|c| <= r) <= r sqrt(2 n / pi)``.
-
-    Args:
-        dim: Dimension ``n`` of the space of the start.
-        num_rows: Lanczos steps ``j`` from it.
-        low: Lower bound of the spectrum.
-        top: Largest Ritz value.
-        threshold: Above ``top``.
-
-    Returns:
-        Probability, at most 1.
-
-    References:
-        The Chebyshev argument of Kuczynski and Wozniakowski (1992), SIAM J. Matrix Anal. Appl. 13(4), turned around.
-    """
-    if threshold <= top or num_rows < 1:
-        return 1.0
-    if top <= low:
-        return 0.0
-    growth = (num_rows - 1) * math.acosh((2 * threshold - top - low) / (top - low))
-    log_chance = 0.5 * math.log(2 * dim / math.pi * (top - low) / (threshold - top))
-    return math.exp(min(0.0, log_chance - growth + math.log(2.0)))  # cosh(x) >= exp(x) / 2

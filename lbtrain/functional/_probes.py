@@ -5,6 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lbtrain.functional.progress import Progress, Watch
+from lbtrain.functional.space import WHOLE, Space
+
 MatVec = Callable[[Tensor], Tensor]
 
 
@@ -21,11 +24,21 @@ class Probes:
         generator: Source of the vectors.
         dtype: Type of the vectors.
         device: Place of the vectors.
+        space: How inner products are taken.
+        report: Called with the number of products so far after each of them.
     """
 
     def __init__(
-        self, matvec: MatVec, dim: int, generator: torch.Generator, dtype: torch.dtype, device: torch.device | str
+        self,
+        matvec: MatVec,
+        dim: int,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        space: Space = WHOLE,
+        report: Callable[[int], None] | None = None,
     ) -> None:
+        self.space, self.report = space, report
         self.matvec, self.dim, self.generator, self.num_matvecs = matvec, dim, generator, 0
         self.like = torch.empty(0, dtype=dtype, device=device)
         # Apple's device has no double precision.
@@ -61,14 +74,24 @@ class Probes:
             ValueError: If the product has another shape.
             NotFiniteError: If the product is not finite.
         """
-        self.num_matvecs += 1
         product = self.matvec(v)
+        self.num_matvecs += 1
         if product.shape != v.shape:
             raise ValueError(f"matvec must return shape {tuple(v.shape)}, as its argument, got {tuple(product.shape)}")
         product = product.to(v)
         # The square of a number that float32 holds may be one that it does not.
-        size = torch.linalg.vector_norm(product, dtype=self._wide)
-        along, length = torch.stack([torch.dot(v, product).to(size), size]).tolist()
+        size = self.space.norm_of(product.to(self._wide))
+        along, length = torch.cat([self.space.products(v[None], product).to(size), size[None]]).tolist()
         if not abs(along) + length < float("inf"):
             raise NotFiniteError
+        if self.report is not None:
+            self.report(self.num_matvecs)
         return product, along, length**2
+
+
+def reporter(watch: Watch | None, stage: str, limit: int, before: int = 0) -> Callable[[int], None] | None:
+    """Return what tells ``watch`` about products that have no residual, ``before`` of them done already."""
+    if watch is None:
+        return None
+    nan = float("nan")
+    return lambda count: watch(Progress(stage, before + count, limit, nan, nan))

@@ -55,6 +55,17 @@ def adaptive_sharpness(
     References:
         Kwon et al. (2021), arXiv 2102.11600, definition 2. Andriushchenko et al. (2023), arXiv 2302.07011, ``S_max``
         of section 3. Frank and Wolfe (1956), NRLQ 3.
+
+    Example:
+        Halving one weight and doubling the other changes neither their product nor the value.
+
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> for first, second in ((1.0, 4.0), (2.0, 2.0)):
+        ...     w = torch.tensor([first, second], dtype=torch.float64, requires_grad=True)
+        ...     loss = MeanLoss([w], [lambda w=w: w.prod() ** 2], [1.0])
+        ...     print(round(adaptive_sharpness(loss, [w], rho=0.1, generator=generator).value, 6))
+        5.028511
+        5.028511
     """  # noqa: DOC502 - the calls raise it
     check_order(p)
     radius = _RHO[p] if rho is None else rho

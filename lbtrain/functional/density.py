@@ -1,12 +1,17 @@
 """Spectral density of a symmetric matrix by stochastic Lanczos quadrature."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lbtrain.functional._krylov import KrylovBasis, Ritz
-from lbtrain.functional._probes import MatVec
+from lbtrain.functional._krylov import KrylovBasis
+from lbtrain.functional._probes import MatVec, reporter
+from lbtrain.functional._ritz import Ritz
+from lbtrain.functional.interruption import Interrupted
+from lbtrain.functional.progress import Watch
+from lbtrain.functional.space import WHOLE, Space
 from lbtrain.functional.spectral_results import SpectralDensity, mean_and_stderr
 
 # Points of the grid per standard deviation: the trapezoidal rule is then exact to rounding, and the curve looks smooth.
@@ -27,6 +32,8 @@ def density(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     width: float | None = None,
+    space: Space = WHOLE,
+    watch: Watch | None = None,
 ) -> SpectralDensity:
     """Estimate how the eigenvalues of ``H`` are spread: ``phi(t) = mean_v sum_i tau_i N(t; theta_i, sigma^2)``.
 
@@ -49,12 +56,17 @@ def density(
         dtype: Type of the vectors; the projected problem is solved in float64.
         device: Place of the vectors.
         width: ``sigma`` as a share of the spectrum's range, between 1e-5 and 1; None for the formula above.
+        space: How inner products are taken; a ``ShardedSpace`` if each process holds a part of every vector. There the
+            generators are seeded differently, but alike for what several processes hold.
+        watch: Called after each product.
 
     Returns:
-        The quadrature, and the density on a grid that carries all of it.
+        The quadrature, and the density on a grid that carries all of it. Of the probes that were completed if
+        ``Interrupted`` came out of a product after the first of them.
 
     Raises:
         ValueError: If an argument is out of its range, or a product has another shape.
+        Interrupted: If a product raised it before the first probe was complete.
 
     References:
         Ghorbani, Krishnan and Xiao (2019), arXiv 1901.10159, section 2. Ubaru, Chen and Saad (2017), SIAM J. Matrix
@@ -67,9 +79,10 @@ def density(
         >>> [round(x, 4) for x in found.nodes.tolist()], found.num_matvecs
         ([1.0, 3.0, 1.0, 3.0], 4)
     """
-    if dim < 1 or num_probes < 1 or num_steps < 2:
+    dimension = space.dimension(dim)
+    if dimension < 1 or num_probes < 1 or num_steps < 2:
         raise ValueError(
-            f"need dim >= 1, num_probes >= 1 and num_steps >= 2, got dim = {dim}, num_probes = {num_probes} and "
+            f"need dim >= 1, num_probes >= 1 and num_steps >= 2, got dim = {dimension}, num_probes = {num_probes} and "
             f"num_steps = {num_steps}; 10 probes of 80 steps are usual"
         )
     width = math.pi / (4 * num_steps) if width is None else width
@@ -78,20 +91,49 @@ def density(
     runs: list[Ritz] = []
     num_matvecs = 0
     for _ in range(num_probes):
-        basis = KrylovBasis(dim, num_steps, dtype, device)
+        basis = KrylovBasis(dim, num_steps, dtype, device, space)
         basis.begin(torch.randn(dim, generator=generator, device=generator.device, dtype=dtype))
-        is_finite = True
-        while is_finite and not basis.full and not basis.broken:
-            is_finite = basis.step(matvec)
+        try:
+            is_finite = _sweep(basis, matvec, reporter(watch, "density", num_probes * basis.limit, num_matvecs))
+        except Interrupted:
+            if not runs:
+                raise
+            num_matvecs += basis.rows
+            break
         num_matvecs += basis.rows
         if not is_finite:
-            return _not_finite(dim, num_probes, num_matvecs)
+            return _not_finite(dimension, num_probes, num_matvecs)
         runs.append(basis.ritz())
-    return _summary(runs, dim, width, torch.finfo(dtype).eps, num_matvecs)
+    return quadrature(runs, dimension, width, torch.finfo(dtype).eps, num_matvecs)
 
 
-def _summary(runs: list[Ritz], dim: int, width: float, eps: float, num_matvecs: int) -> SpectralDensity:
-    """Return the frozen result of all probes."""
+def _sweep(basis: KrylovBasis, matvec: MatVec, report: Callable[[int], None] | None) -> bool:
+    """Fill the basis until its space is invariant.
+
+    Returns:
+        Whether all products were finite.
+    """
+    while not basis.full and not basis.broken:
+        if not basis.step(matvec):
+            return False
+        if report is not None:
+            report(basis.rows)
+    return True
+
+
+def quadrature(runs: list[Ritz], dim: int, width: float, eps: float, num_matvecs: int) -> SpectralDensity:
+    """Return the frozen result of all probes.
+
+    Args:
+        runs: Ritz pairs of each, whose first row is the start.
+        dim: Number of rows ``n`` of the matrix.
+        width: ``sigma`` as a share of the spectrum's range.
+        eps: Rounding of the vectors.
+        num_matvecs: Products spent.
+
+    Returns:
+        Nodes, weights, curve and moments.
+    """
     nodes, bounds = torch.cat([run.values for run in runs]), torch.cat([run.bounds for run in runs])
     shares = torch.cat([run.coefficients[0] ** 2 for run in runs])
     probe = torch.repeat_interleave(torch.arange(len(runs)), torch.tensor([len(run.values) for run in runs]))

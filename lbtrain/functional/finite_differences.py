@@ -55,7 +55,7 @@ class FiniteDifferenceMatvec:
     """Hessian products ``D v = |v| (g(w + h u) - g(w - h u)) / (2 h)`` with ``u = v / |v|``: two gradients each.
 
     The error is ``h^2 |g'''[u, u, u]| / 6`` from truncation and about ``eps |g| / h`` from rounding. Usable as the
-    `matvec` of ``lanczos_spectrum``, ``trace`` and ``density``. The weights move in place and return bit for bit, on an
+    `matvec` of ``lanczos``, ``trace`` and ``density``. The weights move in place and return bit for bit, on an
     error too; graphs kept from before are of no use afterwards. ``finite_difference_matvec`` makes one with its step.
 
     Args:
@@ -65,6 +65,8 @@ class FiniteDifferenceMatvec:
 
     Attributes:
         step: The step ``h`` and the error bound of the check that chose it.
+        curvature: ``||D u||`` along the direction ``u`` of that check, ``||u|| = 1``, loss per squared parameter; NaN
+            before it.
         num_gradients: Gradients taken so far.
         num_matvecs: Products returned so far.
 
@@ -82,6 +84,7 @@ class FiniteDifferenceMatvec:
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.params) else torch.float32
         self.num_gradients = self.num_matvecs = 0
         self.step = DifferenceStep(roundings(self.params, self.dtype) ** (1 / 3), math.nan, 0)
+        self.curvature = math.nan
         self._backup = [torch.empty_like(p, requires_grad=False) for p in self.params]
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -124,7 +127,9 @@ class FiniteDifferenceMatvec:
             raise ValueError("direction must not be zero; leave it out to take the gradient's")
         found = self.step.length, math.nan
         if math.isfinite(length):
-            found = StepSearch(self._sides, self.params, unit, self.space).best()
+            search = StepSearch(self._sides, self.params, unit, self.space)
+            found = search.best()
+            self.curvature = search.size(found[0])
         self.step = DifferenceStep(*found, self.num_gradients - before)
         return self.step
 

@@ -5,16 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lbtrain.functional._krylov import KrylovBasis, Ritz, chance_of_oversight
+from lbtrain.functional._krylov import KrylovBasis
+from lbtrain.functional._lanczos_run import Run
+from lbtrain.functional._probes import Probes
+from lbtrain.functional._search import Search
+from lbtrain.functional.progress import Watch
 from lbtrain.functional.results import Spectrum
+from lbtrain.functional.space import WHOLE, Space
 
 MatVec = Callable[[Tensor], Tensor]
 
-# Accepted chance that the search for repeated eigenvalues overlooks one; each factor 10 costs about one product.
-_OVERSIGHT = 1e-3
+# Rows that a bounded basis needs beside the wanted pairs and the lowest one: fewer hardly gain anything between
+# two compressions.
+_WORKING_ROWS = 4
 
 
-def lanczos_spectrum(
+def lanczos(
     matvec: MatVec,
     dim: int,
     *,
@@ -27,6 +33,11 @@ def lanczos_spectrum(
     start: Tensor | None = None,
     keep_vectors: bool = False,
     smallest: bool = True,
+    repeated: bool = True,
+    trace_probes: int = 0,
+    memory_bytes: int | None = None,
+    space: Space = WHOLE,
+    watch: Watch | None = None,
 ) -> Spectrum:
     """Find the ``top_k`` largest eigenvalues and the smallest one of ``H`` by Lanczos with full reorthogonalization.
 
@@ -35,117 +46,72 @@ def lanczos_spectrum(
     repeated one above the k-th (by more than the tolerance) was overlooked is below 1e-3, or until the largest value of
     the complement has converged below it. One product at the end measures the residual of the largest eigenvalue.
 
+    The trace is ``tr(Q H Q')``, which the basis ``Q`` of the run knows, plus the mean of ``x'H x`` over random signs
+    ``x`` projected to the complement of ``Q``; ``||H||_F^2`` is ``||Q H Q'||_F^2`` plus the mean of
+    ``||H x||^2 + ||Q H x||^2``. Both are unbiased, and vary only by what lies outside the basis.
+
     Args:
-        matvec: Maps ``v`` of shape ``(n,)`` to ``H v``, same shape. ``H`` symmetric; every product is counted.
-        dim: Number of rows ``n`` of ``H``.
+        matvec: Maps ``v`` of shape ``(n,)`` to ``H v``, same shape. ``H`` symmetric; every product is counted. It may
+            raise ``Interrupted``: the result then holds what is known.
+        dim: Number of rows ``n`` of ``H``; in a sharded space, of the part held here.
         top_k: How many of the largest eigenvalues, counted algebraically and with multiplicity.
         tol: Bound on each residual, in units of the largest absolute eigenvalue.
-        max_matvecs: Largest number of products, the one at the end included. Memory: at most that many vectors.
-        generator: Source of the start vectors; seeded alike on all ranks, so that these are the same there.
+        max_matvecs: Largest number of products, the one at the end included, those for the trace not. Memory: at most
+            that many vectors.
+        generator: Source of the random vectors; seeded alike on all ranks, so that these are the same there. In a
+            sharded space seeded differently, since each draws its own part, but alike for what several of them hold.
         dtype: Type of the vectors; the projected problem is solved in float64.
         device: Place of the vectors.
-        start: First start vector ``(n,)``; None draws it. One from a nearby Hessian saves products.
+        start: First start ``(n,)``; None draws it. Eigenvectors of a nearby Hessian, ``(n,)`` or ``(n, j)`` columns of
+            which the sum is taken, save products; what the start has no part in may stay unseen.
         keep_vectors: Whether to return the eigenvectors.
         smallest: Whether ``lambda_min`` must meet the tolerance too; it is reported with its residual anyway.
+        repeated: Whether to look for repeated eigenvalues; without, a repeated one may count only once.
+        trace_probes: Random vectors for the trace, one product each; 0 leaves it out.
+        memory_bytes: Bound on the memory of the basis, bytes, reserved at once; None for as much as ``max_matvecs``
+            needs. Where it is reached the basis is compressed to the pairs looked for and some next to them, which
+            costs products (thick restart).
+        space: How inner products are taken; a ``ShardedSpace`` if each process holds a part of every vector.
+        watch: Called after each product.
 
     Returns:
         Eigenvalues and residuals in the unit of ``H``; all NaN when a product was not finite.
 
     Raises:
-        ValueError: If ``dim``, ``top_k``, ``tol``, ``max_matvecs`` or ``start`` do not fit each other.
+        ValueError: If ``dim``, ``top_k``, ``tol``, ``max_matvecs``, ``start``, ``trace_probes`` or ``memory_bytes`` do
+            not fit each other.
 
     References:
-        Parlett (1998), The Symmetric Eigenvalue Problem, chapter 13. Paige (1972), IMA J. Appl. Math. 10(3).
-    """  # noqa: DOC502 - _check_arguments raises it
-    _check_arguments(dim, top_k, tol, max_matvecs, start)
-    basis = KrylovBasis(dim, max_matvecs - 1, dtype, device)
-    search = _Search(basis, top_k, tol, smallest, is_random=start is None)
-    basis.begin(_random_vector(dim, generator, dtype) if start is None else start)
-    while not search.settled and not basis.full:
-        if not basis.step(matvec):
-            return _not_finite(top_k, basis.rows)
-        if not search.is_due():
-            continue
-        verdict = search.look()
-        if verdict == "restart":
-            basis.begin(_random_vector(dim, generator, dtype))
-        elif verdict == "remainder":
-            basis.begin(basis.take_end(search.ritz.coefficients[:, search.wanted]))
-    return _report(search, matvec, keep_vectors)
+        Parlett (1998), The Symmetric Eigenvalue Problem, chapter 13. Paige (1972), IMA J. Appl. Math. 10(3). Wu and
+        Simon (2000), SIAM J. Matrix Anal. Appl. 22(2), for the restart.
+
+    Example:
+        >>> A = torch.diag(torch.tensor([4.0, 4.0, 1.0, 0.5, -2.0]))
+        >>> found = lanczos(lambda v: A @ v, 5, top_k=3, generator=torch.Generator().manual_seed(0))
+        >>> [round(x, 3) for x in found.eigenvalues], round(found.lambda_min, 3), found.converged
+        ([4.0, 4.0, 1.0], -2.0, True)
+    """  # noqa: DOC502 - the checks raise it
+    total = space.dimension(dim)
+    _check_arguments(total, top_k, tol, max_matvecs, trace_probes)
+    size = torch.empty((), dtype=dtype).element_size() * space.largest(dim)
+    unbounded = min(max_matvecs - 1, total)
+    rows = _rows(memory_bytes, size, top_k, unbounded)
+    basis = KrylovBasis(dim, rows, dtype, device, space, reserve=memory_bytes is not None)
+    search = Search(
+        basis,
+        top_k,
+        tol,
+        smallest=smallest,
+        repeated=repeated,
+        is_random=start is None,
+        bounded=rows < unbounded,
+    )
+    probes = Probes(matvec, dim, generator, dtype, device, space)
+    basis.begin(probes.normals() if start is None else _joined(start, dim, space))
+    return Run(search, probes, max_matvecs, trace_probes, watch).finish(keep_vectors)
 
 
-class _Search:
-    """Decides after each step whether all is found, to go on, or where to start the next sweep."""
-
-    def __init__(self, basis: KrylovBasis, top_k: int, tol: float, smallest: bool, is_random: bool) -> None:
-        self.basis, self.top_k, self.tol, self.smallest, self.is_random = basis, top_k, tol, smallest, is_random
-        self.settled = False
-        self.ritz: Ritz
-        self.minimum = (float("nan"), float("nan"))  # smallest Ritz value and its bound
-        self.main_sweep = 1  # the sweep that has to find both ends; the later ones look for what repeats
-
-    @property
-    def slack(self) -> float:
-        """The tolerance in the unit of the matrix."""
-        return self.tol * float(self.ritz.values.abs().max())
-
-    @property
-    def wanted(self) -> list[int]:
-        """Indices of the Ritz pairs that must converge; the smallest one only in the main sweep, which finds it."""
-        m, is_main = self.basis.rows, self.basis.num_sweeps == self.main_sweep
-        return [m - 1 - i for i in range(min(self.top_k, m))] + [0] * (self.smallest and is_main)
-
-    def is_due(self) -> bool:
-        """Return whether to solve the projected problem now: at each step while it is small, later at each 3 %."""
-        m = self.basis.rows
-        return m <= 64 or m % (m // 32) == 0 or self.basis.broken or self.basis.full
-
-    def look(self) -> str:
-        """Return ``settled``, ``go on``, ``restart`` or ``remainder`` after solving the projected problem."""
-        self.ritz, basis = self.basis.ritz(), self.basis
-        if basis.num_sweeps == self.main_sweep or self.ritz.bounds[0] <= self.slack:
-            self.minimum = float(self.ritz.values[0]), float(self.ritz.bounds[0])
-        enough = basis.rows >= self.top_k and bool((self.ritz.bounds[self.wanted] <= self.slack).all())
-        verdict = self._after_enough() if enough else self._before_enough()
-        self.settled = verdict == "settled"
-        if verdict in {"restart", "remainder"}:
-            self.is_random = verdict == "restart"
-        return "go on" if basis.full else verdict
-
-    def _before_enough(self) -> str:
-        """Return where to go while a wanted pair has not converged."""
-        basis = self.basis
-        if basis.broken and basis.rows < self.top_k:
-            return "restart"
-        here = 0.0 if basis.broken else basis.beta * float(self.ritz.coefficients[-1, self.wanted].abs().max())
-        # What keeps them from converging leads out of an earlier sweep, so that going on here cannot help.
-        stalled = basis.num_sweeps > 1 and basis.rows >= self.top_k and here <= self.slack / 2
-        return "remainder" if stalled else "go on"
-
-    def _after_enough(self) -> str:
-        """Return where to go once all wanted pairs have converged, since repeated ones may be left."""
-        basis = self.basis
-        if basis.rows == basis.dim:
-            return "settled"
-        if basis.num_sweeps == 1 and not self.is_random and basis.broken:
-            self.main_sweep = 2  # the caller's start lies in an invariant subspace, which a random one does not
-            return "restart"
-        if basis.num_sweeps == 1 and self.top_k == 1:
-            return "settled"
-        if basis.num_sweeps == 1 or not self.is_random:
-            return "restart"
-        top, residual = basis.sweep_top()
-        ceiling = float(self.ritz.values[-self.top_k]) + self.slack
-        if residual <= self.slack:
-            return "settled" if top <= ceiling else "restart"
-        # An eigenvector that no earlier start contained is orthogonal to those whole sweeps, so it is an eigenvector of
-        # this sweep's matrix too, and this start does contain it.
-        low = self.minimum[0] - self.minimum[1] - self.slack
-        chance = chance_of_oversight(basis.dim - basis.sweep_start, basis.rows - basis.sweep_start, low, top, ceiling)
-        return "settled" if chance <= _OVERSIGHT else "go on"
-
-
-def _check_arguments(dim: int, top_k: int, tol: float, max_matvecs: int, start: Tensor | None) -> None:
+def _check_arguments(dim: int, top_k: int, tol: float, max_matvecs: int, trace_probes: int) -> None:
     """Check that the arguments fit each other.
 
     Raises:
@@ -157,37 +123,38 @@ def _check_arguments(dim: int, top_k: int, tol: float, max_matvecs: int, start: 
         raise ValueError(f"need max_matvecs > top_k, got max_matvecs = {max_matvecs} and top_k = {top_k}; raise it")
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}; 1e-3 gives about three digits of the largest eigenvalue")
-    if start is not None and (start.shape != (dim,) or not float(torch.linalg.vector_norm(start)) > 0):
-        raise ValueError(f"start must be a nonzero vector of shape ({dim},), got shape {tuple(start.shape)}")
+    if trace_probes < 0:
+        raise ValueError(f"trace_probes must be at least 0, got {trace_probes}; 10 give an error bar")
 
 
-def _random_vector(dim: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Return a normal vector ``(n,)`` on the generator's device."""
-    return torch.randn(dim, generator=generator, device=generator.device, dtype=dtype)
+def _rows(memory_bytes: int | None, row_bytes: int, top_k: int, wanted: int) -> int:
+    """Return how many rows the basis may have.
+
+    Raises:
+        ValueError: If the memory does not hold enough to make progress.
+    """
+    if memory_bytes is None:
+        return wanted
+    rows, fewest = int(memory_bytes) // max(1, row_bytes), min(wanted, top_k + 1 + _WORKING_ROWS)
+    if rows < fewest:
+        raise ValueError(
+            f"memory_bytes must be at least {fewest * row_bytes}, {fewest} vectors of {row_bytes} bytes for "
+            f"top_k = {top_k}, got {memory_bytes}; raise it or ask for fewer eigenvalues"
+        )
+    return min(rows, wanted)
 
 
-def _not_finite(top_k: int, num_matvecs: int) -> Spectrum:
-    """Return the result of a matrix whose products are not finite."""
-    nan = float("nan")
-    return Spectrum((nan,) * top_k, (nan,) * top_k, nan, nan, False, num_matvecs)
+def _joined(start: Tensor, dim: int, space: Space) -> Tensor:
+    """Return the sum of the start's unit columns, shape ``(n,)``.
 
-
-def _report(search: _Search, matvec: MatVec, keep_vectors: bool) -> Spectrum:
-    """Return the frozen result, after one product that measures the residual of the largest eigenvalue."""
-    basis, ritz, k = search.basis, search.ritz, search.top_k
-    order = list(range(basis.rows - 1, basis.rows - 1 - k, -1))
-    vectors = basis.vectors(ritz.coefficients[:, order] if keep_vectors else ritz.coefficients[:, order[:1]])
-    values, bounds = ritz.values[order].tolist(), ritz.bounds[order].tolist()
-    x = vectors[:, 0].contiguous()
-    residual = torch.linalg.vector_norm(matvec(x) - values[0] * x) / torch.linalg.vector_norm(x)
-    bounds[0] = max(bounds[0], float(residual))
-    return Spectrum(
-        eigenvalues=tuple(values),
-        residuals=tuple(bounds),
-        lambda_min=search.minimum[0],
-        lambda_min_residual=search.minimum[1],
-        # Rounding may lift the measured residual a little above its bound; more than twice is noise worth telling.
-        converged=search.settled and bounds[0] <= 2 * search.slack,
-        num_matvecs=basis.rows + 1,
-        vectors=vectors if keep_vectors else None,
-    )
+    Raises:
+        ValueError: If there is none, or it has another shape.
+    """
+    columns = start[:, None] if start.dim() == 1 else start
+    norms = space.norms(*columns.T) if columns.dim() == 2 and columns.shape[0] == dim and columns.shape[1] else None
+    if norms is None or not bool((norms > 0).all()):
+        raise ValueError(
+            f"start must be a nonzero vector of shape ({dim},), or columns, got shape {tuple(start.shape)}"
+        )
+    joined: Tensor = columns @ norms.reciprocal().to(columns)
+    return joined

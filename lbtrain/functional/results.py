@@ -1,8 +1,11 @@
 """Frozen results: a value, its error and its cost; every field says its unit."""
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from lbtrain.functional.spectral_results import SpectralDensity, TraceEstimate
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Spectrum:
         converged: Whether every residual met the tolerance, and repeated eigenvalues were looked for.
         num_matvecs: Products with the matrix, all of them.
         vectors: Unit eigenvectors as columns, shape ``(n, top_k)``, or None when they were not asked for.
+        min_vector: Unit vector of ``lambda_min``, shape ``(n,)``, or None when the vectors were not asked for.
+        trace: Trace and Frobenius norm, or None when they were not asked for.
+        density: Quadrature of the spectrum by the first sweep, one probe; None where its start was not random.
+        interrupted: Whether the user ended the run before it was done.
+        num_restarts: How often the basis was compressed to stay within the memory.
     """
 
     eigenvalues: tuple[float, ...]
@@ -30,6 +38,11 @@ class Spectrum:
     converged: bool
     num_matvecs: int
     vectors: Tensor | None = field(default=None, compare=False, repr=False)
+    min_vector: Tensor | None = field(default=None, compare=False, repr=False)
+    trace: TraceEstimate | None = None
+    density: SpectralDensity | None = None
+    interrupted: bool = False
+    num_restarts: int = 0
 
     @property
     def lambda_max(self) -> float:
@@ -51,12 +64,22 @@ class Stability:
         residual: Bound on the error of ``value``; without unit.
         law: The formula in words, or the reason why ``value`` is NaN.
         num_matvecs: Hessian products that this value cost beyond the spectrum's.
+        threshold: The ``lambda_max`` at the edge where all entries share one step (``2 / lr`` for plain SGD), loss per
+            squared parameter; NaN where each entry has a step of its own.
+        preconditioned: ``lambda_max(P^-1 H)``, weight decay included, where an adaptive optimizer divides the gradient
+            by ``P``, in the unit of ``preconditioned_threshold``; NaN otherwise.
+        preconditioned_threshold: Its value at the edge, ``(2 + 2 b1) / ((1 - b1) lr)`` for Adam; NaN otherwise.
+        vector: Unit eigenvector of the scaled matrix, shape ``(n,)``, where each entry has its own step; else None.
     """
 
     value: float
     residual: float
     law: str
     num_matvecs: int
+    threshold: float = math.nan
+    preconditioned: float = math.nan
+    preconditioned_threshold: float = math.nan
+    vector: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,23 @@
-"""Frozen results of the measures of sharpness that are means or sums, not maxima; every field says its unit."""
+"""Frozen results of the measures of sharpness that say more than a value and its error; every field says its unit."""
 
+import math
 from dataclasses import dataclass
+
+from lbtrain.functional.results import SharpnessValue
+
+
+@dataclass(frozen=True)
+class KeskarSharpness(SharpnessValue):
+    """Keskar's measure, in percent of ``1 + loss``.
+
+    Attributes:
+        corner: The measure at the corner of the box that the gradient at the weights points to, percent; negative where
+            the loss is lower there, NaN where that gradient is zero. ``value`` is at least this.
+        num_starts: Random starts of the search, beside the weights.
+    """
+
+    corner: float = math.nan
+    num_starts: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,4 +55,24 @@ class RelativeFlatness:
     value: float
     stderr: float
     exact: bool
+    num_matvecs: int
+
+
+@dataclass(frozen=True)
+class ScaledSharpness:
+    """The largest eigenvalue of the Hessian with respect to relative changes of the weights.
+
+    Attributes:
+        value: ``lambda_max(D H D)``, in the unit of the loss.
+        stderr: Standard error over batches of the curvature along its eigenvector, same unit; NaN with fewer than 2
+            batches.
+        residual: An eigenvalue lies that near to ``value``, same unit.
+        converged: Whether the residual met the tolerance.
+        num_matvecs: Hessian products, all of them.
+    """
+
+    value: float
+    stderr: float
+    residual: float
+    converged: bool
     num_matvecs: int

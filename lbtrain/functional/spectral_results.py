@@ -18,7 +18,8 @@ class TraceEstimate:
         stderr: Its standard error over the random vectors, same unit; 0 when exact, NaN with fewer than 2 of them.
         frobenius_squared: ``||H||_F^2``, the sum of the squared eigenvalues, unit of the trace squared.
         frobenius_squared_stderr: Its standard error, same unit.
-        method: ``hutchinson``, ``hutch++``, ``xtrace``, or ``exact`` where every column was taken.
+        method: ``hutchinson``, ``hutch++``, ``xtrace``, ``exact`` where every column was taken, or ``lanczos``: what a
+            Krylov basis knows, and ``hutchinson`` in its complement.
         num_matvecs: Products with the matrix, all of them.
     """
 

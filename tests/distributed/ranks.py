@@ -15,7 +15,7 @@ CALLBACKS = {
     "scaling": lambda: LearningRateScaling(4),
     "check": lambda: LossReductionCheck(on_problem="ignore"),
     "spectrum": lambda: HessianSpectrum(top_k=3, tol=1e-9, max_matvecs=2000),
-    "sharpness": lambda: Sharpness(num_steps=3),
+    "sharpness": lambda: Sharpness({"keskar": {"num_steps": 3}, "sam": {"num_steps": 3}, "average": {"num_pairs": 2}}),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lbtrain.functional.lanczos import lanczos_spectrum
+from lbtrain.functional.lanczos import lanczos
 from tests.problems import SmallNetwork, generator
 
 with warnings.catch_warnings():
@@ -33,5 +33,5 @@ def test_eigenvalues_agree_with_its_operator_under_arpack():
     problem = SmallNetwork()
     theirs = linalg.eigsh(operator(problem, 30).to_scipy(), k=4, which="LA", return_eigenvectors=False)
     loss = problem.loss(7)
-    ours = lanczos_spectrum(loss, loss.dim, top_k=4, tol=1e-8, generator=generator(), dtype=loss.dtype)
+    ours = lanczos(loss, loss.dim, top_k=4, tol=1e-8, generator=generator(), dtype=loss.dtype)
     assert ours.eigenvalues == pytest.approx(sorted(theirs, reverse=True), rel=1e-8)

@@ -110,7 +110,7 @@ def interrupted():
     ],
 )
 def test_reason_names_what_really_happened(error, reason):
-    assert outcome._reason(error) == reason
+    assert outcome.reason(error) == reason
 
 
 def test_table_shows_what_is_known_and_nothing_else(capsys):

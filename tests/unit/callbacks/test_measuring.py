@@ -90,7 +90,7 @@ def test_sharpness_of_a_quadratic_is_its_closed_form(start):
             return 0.5 * (curvature * (self.net.weight[0] - batch[0]) ** 2).sum(1).mean()
 
     loader = DataLoader(TensorDataset(torch.full((4, 3), start, dtype=torch.float64)), batch_size=2)
-    sharpness = Sharpness(num_steps=40)
+    sharpness = Sharpness({name: {"num_steps": 40} for name in ("keskar", "sam")})
     trainer = fit(Bowl(), loader, [sharpness])
     keskar = 50 * (curvature * (1e-3 * (start + 1)) ** 2).sum().item()
     assert trainer.callback_metrics["sharpness/keskar"].item() == pytest.approx(keskar, rel=1e-9)
@@ -112,7 +112,7 @@ class Look(Callback):
 def test_measuring_leaves_no_trace():
     module, look = Everything(), Look()
     after = Look()
-    spectrum, sharpness = HessianSpectrum(top_k=2, tol=0.05, max_matvecs=20), Sharpness(num_steps=2)
+    spectrum, sharpness = HessianSpectrum(top_k=2, tol=0.05, max_matvecs=20), Sharpness()
     fit(module, digits_like(), [look, spectrum, sharpness, after])
     assert same(look.state, after.state)
     assert look.modes == after.modes
@@ -176,9 +176,6 @@ def test_works_beside_sam_and_the_check():
         (lambda: HessianSpectrum(batch_size=1.5), "batch_size must be a whole number of samples"),
         (lambda: HessianSpectrum(graph_memory_mb=-1), "graph_memory_mb must be at least 0"),
         (lambda: HessianSpectrum(seed=-1), "seed must be a whole number, at least 0, got -1"),
-        (lambda: Sharpness(eps=0), "eps must be positive and finite, got 0"),
-        (lambda: Sharpness(rho=-1), "rho must be positive and finite, got -1"),
-        (lambda: Sharpness(num_steps=0), "num_steps must be a whole number, at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(build, message):

@@ -350,7 +350,7 @@ def test_sam_beside_every_other_callback_equals_sam_alone_bit_for_bit():
         LearningRateScaling(base_batch_size=8, rule="none"),
         LossReductionCheck("ignore"),
         HessianSpectrum(top_k=1, tol=0.1),
-        Sharpness(num_steps=2),
+        Sharpness({"sam": {"num_steps": 2}}),
         RandomState(),
         StepTime(),
     ]

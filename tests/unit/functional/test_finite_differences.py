@@ -10,7 +10,7 @@ from lbtrain.functional import finite_differences as module
 from lbtrain.functional.density import density
 from lbtrain.functional.finite_differences import FiniteDifferenceMatvec, finite_difference_matvec
 from lbtrain.functional.hvp import MeanLoss
-from lbtrain.functional.lanczos import lanczos_spectrum
+from lbtrain.functional.lanczos import lanczos
 from lbtrain.functional.space import ShardedSpace
 from tests.problems import LinearRegression, SmallNetwork, generator, leaf, matrix_with, quadratic
 
@@ -172,8 +172,8 @@ def test_noise_in_the_gradient_shows_in_the_error():
 @BOTH
 def test_it_is_a_matvec_for_lanczos_and_density(dtype):
     hvp, exact, _ = network(dtype)
-    truth = lanczos_spectrum(exact, exact.dim, top_k=3, tol=1e-8, generator=generator(), dtype=torch.float64)
-    found = lanczos_spectrum(hvp, hvp.dim, top_k=3, generator=generator(), dtype=hvp.dtype, device=hvp.device)
+    truth = lanczos(exact, exact.dim, top_k=3, tol=1e-8, generator=generator(), dtype=torch.float64)
+    found = lanczos(hvp, hvp.dim, top_k=3, generator=generator(), dtype=hvp.dtype, device=hvp.device)
     assert found.converged
     assert found.eigenvalues == pytest.approx(truth.eigenvalues, abs=max(found.residuals) + hvp.step.error)
     assert found.lambda_min == pytest.approx(truth.lambda_min, abs=found.lambda_min_residual + hvp.step.error)

@@ -3,9 +3,8 @@ import math
 import pytest
 import torch
 
-from lbtrain.functional._krylov import chance_of_oversight
 from lbtrain.functional.hvp import MeanLoss
-from lbtrain.functional.lanczos import lanczos_spectrum
+from lbtrain.functional.lanczos import lanczos
 from tests.problems import LinearRegression, SoftmaxRegression, generator, leaf, matrix_with, rotation
 
 BULK = torch.linspace(-0.5, 0.9, 150).tolist()
@@ -14,11 +13,11 @@ BULK = torch.linspace(-0.5, 0.9, 150).tolist()
 def spectrum(A, top_k=1, seed=0, **options):
     options.setdefault("dtype", torch.float64)
     A = A.to(options["dtype"])
-    return lanczos_spectrum(lambda v: A @ v, A.shape[0], top_k=top_k, generator=generator(seed), **options)
+    return lanczos(lambda v: A @ v, A.shape[0], top_k=top_k, generator=generator(seed), **options)
 
 
 def of_loss(loss, top_k, **options):
-    return lanczos_spectrum(loss, loss.dim, top_k=top_k, generator=generator(1), dtype=torch.float64, **options)
+    return lanczos(loss, loss.dim, top_k=top_k, generator=generator(1), dtype=torch.float64, **options)
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-8])
@@ -116,7 +115,7 @@ def test_products_are_counted_and_the_budget_holds():
     A, calls = matrix_with([5.0, 4.0, 3.0, *BULK]), []
     for budget in (4, 5, 12, 300):
         calls.clear()
-        found = lanczos_spectrum(
+        found = lanczos(
             lambda v: (calls.append(0), A @ v)[1],
             A.shape[0],
             top_k=3,
@@ -134,7 +133,7 @@ def test_products_are_counted_and_the_budget_holds():
 
 def test_noise_in_the_products_shows_in_the_residual():
     A, noise = matrix_with([5.0, 4.0, *BULK]), generator(5)
-    found = lanczos_spectrum(
+    found = lanczos(
         lambda v: A @ v + 0.01 * torch.randn(v.shape, generator=noise, dtype=v.dtype),
         A.shape[0],
         generator=generator(),
@@ -172,7 +171,7 @@ def test_without_the_smallest_it_is_cheaper_and_says_so():
 
 
 def test_a_diverged_network_gives_nan_and_ends():
-    found = lanczos_spectrum(lambda v: v * math.nan, 10, top_k=2, generator=generator())
+    found = lanczos(lambda v: v * math.nan, 10, top_k=2, generator=generator())
     assert all(math.isnan(x) for x in (*found.eigenvalues, *found.residuals, found.lambda_min))
     assert (found.converged, found.num_matvecs) == (False, 1)
 
@@ -190,27 +189,9 @@ def test_a_diverged_network_gives_nan_and_ends():
 )
 def test_arguments_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
-        lanczos_spectrum(lambda v: v, 3, generator=generator(), **options)
+        lanczos(lambda v: v, 3, generator=generator(), **options)
 
 
 def test_a_matvec_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"matvec must return shape \(3,\)"):
-        lanczos_spectrum(lambda v: v[:2], 3, generator=generator())
-
-
-def test_the_bound_on_an_oversight_holds():
-    """In a space with one hidden eigenvalue 1, starts that still look empty are as rare as the bound says."""
-    dim, low, threshold, rows, trials = 40, -0.5, 1.0, 5, 400
-    values = torch.cat([torch.ones(1), torch.linspace(low, 0.8, dim - 1)]).double()
-    looks = []
-    for seed in range(trials):
-        found = lanczos_spectrum(
-            lambda v: values * v, dim, tol=1e-15, max_matvecs=rows + 1, generator=generator(seed), dtype=torch.float64
-        )
-        chance = chance_of_oversight(dim, rows, low, found.lambda_max, threshold)
-        looks.append(chance)
-    for level in (0.5, 0.1):
-        missed = sum(chance <= level for chance in looks) / trials
-        assert missed <= level + 4 * math.sqrt(level * (1 - level) / trials)
-    assert chance_of_oversight(dim, 30, low, 0.5, threshold) < 1e-6
-    assert chance_of_oversight(dim, 30, low, 1.0, threshold) == 1.0
+        lanczos(lambda v: v[:2], 3, generator=generator())

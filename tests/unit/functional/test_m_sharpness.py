@@ -6,10 +6,13 @@ import torch
 
 from lbtrain.functional.adaptive_sharpness import adaptive_sharpness
 from lbtrain.functional.hvp import MeanLoss
+from lbtrain.functional.interruption import Interrupted
 from lbtrain.functional.m_sharpness import m_sharpness
+from lbtrain.functional.ranks import RankFailedError
 from lbtrain.functional.sharpness import keskar_sharpness, sam_sharpness
 from tests.problems import SmallNetwork, generator, leaf
 from tests.relu_network import ReluNetwork
+from tests.threads import in_threads
 
 SLOPES = torch.tensor([[1.0, 0.0], [-2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
 SHARES = [0.5, 0.3, 0.2]
@@ -49,19 +52,55 @@ def test_adaptive_stays_blind_to_a_rescaling_of_relu_layers():
     assert (b.value, b.stderr) == pytest.approx((a.value, a.stderr), rel=1e-6)
 
 
-def test_ranks_with_different_numbers_of_batches_agree_with_one_process():
-    w = leaf([1.0, 2.0])
+@pytest.mark.parametrize("rows", [((0, 1, 2), ()), ((2,), (0, 1)), ((), (1,), (2, 0))])
+def test_ranks_with_different_numbers_of_batches_agree_with_one_process(rows):
     measure = partial(sam_sharpness, rho=0.1, num_steps=3)
-    whole = m_sharpness(linear(w), [w], measure, generator=generator())
-    sent = []
-    for rows in ((0, 1, 2), ()):
-        m_sharpness(linear(w, lambda t: sent.append(t) or t, rows), [w], measure, generator=generator())
-    sums = iter([a + b for a, b in zip(sent[:2], sent[2:], strict=True)])
-    source, other = generator(), generator()
-    ranks = m_sharpness(linear(w, lambda t: next(sums), ()), [w], measure, generator=source)
-    assert ranks == whole
-    m_sharpness(linear(w), [w], measure, generator=other)
-    assert torch.equal(source.get_state(), other.get_state())
+    whole = m_sharpness(linear(w := leaf([1.0, 2.0])), [w], measure, generator=generator())
+
+    def on_rank(rank, group):
+        w, source = leaf([1.0, 2.0]), generator()
+        found = m_sharpness(linear(w, group.all_reduce(rank), rows[rank]), [w], measure, generator=source)
+        return found, source.get_state()
+
+    for found, state in in_threads(len(rows), on_rank):
+        assert (found.value, found.stderr) == pytest.approx((whole.value, whole.stderr), rel=1e-12)
+        assert (found.num_gradients, found.num_values) == (whole.num_gradients, whole.num_values)
+        m_sharpness(linear(w), [w], measure, generator=(source := generator()))
+        assert torch.equal(state, source.get_state())
+
+
+def test_a_rank_that_fails_ends_all():
+    def on_rank(rank, group):
+        w = leaf([1.0, 2.0])
+
+        def failing():
+            raise KeyError("disk")
+
+        losses = [lambda: w.sum(), failing] if rank else [lambda: w.sum()]
+        loss = MeanLoss(
+            [w], losses, [1 / 3] * len(losses), all_reduce=group.all_reduce(rank), gather=group.gather(rank)
+        )
+        return m_sharpness(loss, [w], sam_sharpness, generator=generator())
+
+    healthy, broken = in_threads(2, on_rank)
+    assert isinstance(broken, KeyError)
+    assert isinstance(healthy, RankFailedError)
+    assert "rank 1: KeyError: 'disk'" in str(healthy)
+
+
+def test_a_wish_to_stop_ends_all_ranks_between_batches():
+    def on_rank(rank, group):
+        w, asked = leaf([1.0, 2.0]), []
+        loss = MeanLoss(
+            [w],
+            [lambda: w.sum()] * 4,
+            [1 / 8] * 4,
+            all_reduce=group.all_reduce(rank),
+            should_stop=lambda: asked.append(0) or (rank == 1 and len(asked) > 2),
+        )
+        return m_sharpness(loss, [w], sam_sharpness, generator=generator()), len(asked)
+
+    assert [type(found) for found in in_threads(2, on_rank)] == [Interrupted, Interrupted]
 
 
 def test_the_cost_is_in_passes_over_all_the_data():

@@ -72,6 +72,20 @@ def test_probes_are_unbiased_where_the_weights_and_the_inputs_share_one_directio
     assert found.stderr < 0.3 * exact
 
 
+def test_is_blind_to_a_rescaling_of_the_units_that_a_layer_makes_and_not_of_those_that_it_reads():
+    factors = torch.tensor([3.0, 0.1, 7.0, 1.5])
+    before, after = ReluNetwork(), ReluNetwork(factors)
+    made, read = (
+        [
+            relative_flatness(x.loss(8), x.params[i], num_probes=None, generator=generator()).value
+            for x in (before, after)
+        ]
+        for i in (0, 1)
+    )
+    assert made[1] == pytest.approx(made[0], rel=1e-9)
+    assert abs(read[1] / read[0] - 1) > 0.1
+
+
 def test_is_blind_to_a_rescaling_of_whole_relu_layers():
     before, after = ReluNetwork(), ReluNetwork(3.0)
     for first, second in zip(before.params, after.params, strict=True):

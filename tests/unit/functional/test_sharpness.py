@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -111,6 +112,69 @@ def test_sam_finds_the_rise_beside_a_steeper_fall(seed):
     assert found.value == pytest.approx(0.1**2 * 5.0 / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("values", [[2.0, 1.0, 0.3, 4.0], [2.0, -1.0, 5.0, -4.0]])
+def test_sam_in_a_cube_at_the_critical_point_of_a_diagonal_quadratic(values):
+    loss, w = diagonal(values)
+    found = sam_sharpness(loss, [w], rho=0.1, p=math.inf, generator=generator())
+    assert found.value == pytest.approx(0.1**2 / 2 * sum(max(a, 0) for a in values), rel=1e-8)
+
+
+@pytest.mark.parametrize(("p", "rho", "q"), [(2, 0.05, 2), (math.inf, 0.001, 1)])
+def test_sam_of_a_linear_loss_is_its_default_radius_times_the_dual_norm(p, rho, q):
+    w, g = leaf(W), torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    found = sam_sharpness(MeanLoss([w], [lambda: g @ w], [1.0]), [w], p=p, generator=generator())
+    assert found.value == pytest.approx(rho * float(torch.linalg.vector_norm(g, ord=q)), rel=1e-9)
+
+
+def test_the_corner_that_the_gradient_points_to_is_reported_beside_the_value():
+    # On a slope with a fall behind it the corner lies below the weights; the value is found on the way.
+    w = leaf(torch.zeros(2))
+    loss = MeanLoss([w], [lambda: 1 + w.sum() - 10 * (w**2).sum()], [1.0])
+    found = keskar_sharpness(loss, [w], eps=1.0, num_starts=2, generator=generator())
+    assert found.corner == pytest.approx(100 * (2 - 20) / 2)
+    assert found.value == pytest.approx(100 * 2 * (0.05 - 10 * 0.05**2) / 2, rel=1e-8)
+    assert found.num_starts == 2
+    linear = MeanLoss([w], [lambda: 1 + 3 * w.sum()], [1.0])
+    found = keskar_sharpness(linear, [w], generator=generator())
+    assert found.corner == pytest.approx(found.value, rel=1e-12)
+
+
+def test_there_is_no_corner_without_a_gradient():
+    loss, w = diagonal([1.0, 2.0, 3.0, 4.0])
+    found = keskar_sharpness(loss, [w], generator=generator())
+    assert math.isnan(found.corner)
+    assert found.value > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_more_starts_never_lose_and_can_find_a_higher_corner(seed):
+    A, centre = matrix_with([5.0, 3.0, 1.0, 0.5, 0.2, 0.1]), torch.zeros(6, dtype=torch.float64)
+    w = leaf(centre)
+    one, eight = (keskar_sharpness(quadratic(A, w), [w], num_starts=k, generator=generator(seed)).value for k in (1, 8))
+    corners = [torch.tensor(s, dtype=torch.float64) for s in itertools.product([-1.0, 1.0], repeat=6)]
+    exact = 100 * max(float(0.5 * z @ A @ z) for z in corners) * 1e-6
+    assert one <= eight * (1 + 1e-12)
+    assert eight == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_later_start_that_ends_lower_does_not_count(seed):
+    # From the weights the way leads up to 2, from a start on the left to 1, such as the last of seeds 1 and 3.
+    w = leaf([0.0])
+    loss = MeanLoss([w], [lambda: 1 + torch.where(w >= 0, 2 * w, -w).sum()], [1.0])
+    found = keskar_sharpness(loss, [w], eps=1.0, num_starts=1 + seed, generator=generator(seed))
+    assert found.value == pytest.approx(100 * 2 / 2)
+
+
+@pytest.mark.parametrize("height", [-1.0, -5.0])
+def test_percent_of_nothing_or_less_has_no_meaning(height):
+    loss, w = diagonal([1.0, 2.0, 3.0, 4.0], height=height)
+    found = keskar_sharpness(loss, [w], generator=generator())
+    assert math.isnan(found.value)
+    assert math.isnan(found.stderr)
+    assert torch.equal(w, W)
+
+
 def test_the_first_step_of_sam_is_the_classical_one():
     problem = SmallNetwork()
     loss = problem.loss(7)
@@ -190,7 +254,7 @@ def test_the_cost_is_counted(measure):
     loss, w = diagonal([1.0, 2.0, 3.0, 4.0])
     loss.gradient()
     found = measure(loss, [w], num_steps=4, generator=generator())
-    assert 1 <= found.num_gradients <= 5
+    assert 1 <= found.num_gradients <= 1 + 4
     assert found.num_gradients == loss.num_gradients - 1
     assert found.num_values == loss.num_values <= 3
 
@@ -201,5 +265,9 @@ def test_arguments_are_checked():
         sam_sharpness(loss, [w], rho=-0.1, generator=generator())
     with pytest.raises(ValueError, match="num_steps = 0"):
         keskar_sharpness(loss, [w], num_steps=0, generator=generator())
+    with pytest.raises(ValueError, match="num_starts must be at least 1, got 0"):
+        keskar_sharpness(loss, [w], num_starts=0, generator=generator())
+    with pytest.raises(ValueError, match="p must be 2 or infinity, got 1"):
+        sam_sharpness(loss, [w], p=1, generator=generator())
     with pytest.raises(ValueError, match=r"pass loss\.params"):
         keskar_sharpness(loss, [leaf(W)], generator=generator())

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lbtrain.functional.lanczos import lanczos_spectrum
+from lbtrain.functional.lanczos import lanczos
 from lbtrain.functional.stability import stability, step_scale
 from tests.problems import generator, leaf, matrix_with
 
@@ -14,7 +14,7 @@ STILL = 1 - 1e-13  # a second moment that does not move
 
 def measure(optimizer, params, H=A):
     hvp = lambda v: H @ v
-    spectrum = lanczos_spectrum(hvp, len(H), tol=1e-10, generator=generator(), dtype=torch.float64)
+    spectrum = lanczos(hvp, len(H), tol=1e-10, generator=generator(), dtype=torch.float64)
     return stability(optimizer, params, hvp, spectrum, tol=1e-10, generator=generator(1))
 
 
@@ -70,15 +70,18 @@ OPTIMIZERS = [
     ("SGD", {"dampening": 0.5}),  # without momentum torch does not dampen
     ("SGD", {"momentum": 0.9}),
     ("SGD", {"momentum": 0.9, "dampening": 0.4, "weight_decay": 0.3}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
     ("SGD", {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1}),
     ("Adam", {}),
     ("Adam", {"b1": 0.5, "weight_decay": 0.3}),
     ("Adam", {"amsgrad": True}),
     ("AdamW", {"weight_decay": 0.0}),
     ("AdamW", {"weight_decay": 0.2}),
+    ("AdamW", {"weight_decay": 0.2, "b1": 0.5, "amsgrad": True}),
     ("RMSprop", {}),
     ("RMSprop", {"momentum": 0.9, "weight_decay": 0.3}),
     ("RMSprop", {"centered": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.8, "weight_decay": 0.3}),
 ]
 
 
@@ -87,8 +90,11 @@ def edge(name, options):
     lr = 0.01
     for _ in range(60):
         w, optimizer = build(name, options, lr)
-        lr /= measure(optimizer, [w]).value
-    return lr
+        value = measure(optimizer, [w]).value
+        lr /= value
+        if abs(value - 1) < 1e-9:
+            return lr
+    raise AssertionError(f"no edge found, the value is {value} at {lr}")
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=lambda x: str(x))
@@ -113,6 +119,61 @@ def test_sgd_needs_no_further_products(options, expected):
     assert found.value == pytest.approx(expected, rel=1e-9)
     assert found.num_matvecs == 0
     assert "SGD" in found.law
+
+
+@pytest.mark.parametrize(
+    ("options", "threshold"),
+    [
+        ({}, 2 / 0.1),
+        ({"momentum": 0.9}, 3.8 / 0.1),
+        ({"momentum": 0.9, "nesterov": True}, 3.8 / 2.8 / 0.1),
+        ({"momentum": 0.9, "dampening": 0.5, "weight_decay": 4.0}, 3.8 / 0.05 - 4),
+    ],
+)
+def test_the_threshold_of_sgd_is_the_curvature_at_which_the_value_is_one(options, threshold):
+    w = leaf(torch.ones(6))
+    optimizer = torch.optim.SGD([w], lr=0.1, **options)
+    found = measure(optimizer, [w])
+    assert found.threshold == pytest.approx(threshold, rel=1e-12)
+    at_edge = measure(optimizer, [w], H=A * (threshold / 3))
+    assert at_edge.value == pytest.approx(1.0, rel=1e-9)
+    assert math.isnan(found.preconditioned)
+    assert math.isnan(found.preconditioned_threshold)
+    assert measure(torch.optim.SGD([w], lr=0.0), [w]).threshold == math.inf
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "threshold"),
+    [
+        ("Adam", {}, 3.8 / (0.1 * 0.01)),
+        ("Adam", {"b1": 0.5, "weight_decay": 0.3}, 3.0 / (0.5 * 0.01)),
+        ("AdamW", {"weight_decay": 2.0}, (2 - 0.02) * 1.9 / (0.1 * 0.01)),
+        ("RMSprop", {"momentum": 0.8}, 3.6 / 0.01),
+    ],
+)
+def test_the_preconditioned_curvature_has_a_threshold_of_its_own(name, options, threshold):
+    w, optimizer = build(name, options, 0.01)
+    found = measure(optimizer, [w])
+    correction = 1 - STILL**1e13 if name.startswith("Adam") else 1.0
+    P = (second_moment() / correction).sqrt() + 1e-8
+    decay = options.get("weight_decay", 0.0) if name == "Adam" else 0.0
+    dense = float(torch.linalg.eigvals((A + decay * torch.eye(6)) / P[:, None]).real.max())
+    assert found.preconditioned == pytest.approx(dense, rel=1e-6)
+    assert found.preconditioned_threshold == pytest.approx(threshold, rel=1e-12)
+    assert found.value == pytest.approx(dense / threshold, rel=1e-6)
+    assert math.isnan(found.threshold)
+
+
+def test_groups_with_edges_of_their_own_have_no_one_threshold():
+    u, w = leaf(torch.ones(3)), leaf(torch.ones(3))
+    groups = [{"params": [u], "lr": 0.1}, {"params": [w], "lr": 0.4}]
+    for cls in (torch.optim.SGD, torch.optim.Adam):
+        optimizer = cls(groups, lr=1.0)
+        u.grad, w.grad = torch.ones_like(u), torch.ones_like(w)
+        optimizer.step()
+        found = measure(optimizer, [u, w])
+        assert found.value > 0
+        assert all(math.isnan(x) for x in (found.threshold, found.preconditioned, found.preconditioned_threshold))
 
 
 def test_groups_with_rates_of_their_own_match_the_dense_answer():
