@@ -7,8 +7,8 @@
 Prints one JSON line per case; the last line is the environment. If a bound is exceeded, the script says which and
 fails. `convnet` is the network of the paper on 1,437 digits of 28 x 28, `resnet` one of 7 layers with batch
 normalization on 200 digits in CIFAR's shape; both in batches of 128, the last one shorter, after 10 and 6 epochs. The
-unit of all times is one gradient of the mean loss over all samples, timed around each run, so that other work on the machine
-slows both alike. On a machine with much other work, `--clock cpu --threads 1` counts processor time.
+unit of all times is one gradient of the mean loss over all samples, timed around each run, so that other work on the
+machine slows both alike. On a machine with much other work, `--clock cpu --threads 1` counts processor time.
 
 `case: product`, one Hessian product: kept graphs, graphs built anew, central differences, and curvlinops.
   gradients    median over the repeats

@@ -52,6 +52,12 @@ def test_a_command_of_the_readme(command, tmp_path):
     if words[:2] == ["lbtrain", "scale"]:
         assert "0.1" in run(words, tmp_path)
         return
+    if words[:2] == ["lbtrain", "measure"]:
+        run(["python", "train.py", *SMALL, "callbacks=[checkpoint]", f"hydra.run.dir={tmp_path / 'run'}"], tmp_path)
+        words = [word.replace("RUN", str(tmp_path / "run")) for word in words]
+        assert "hessian/lambda_max" in run([*words, f"hydra.run.dir={tmp_path / 'measured'}"], tmp_path)
+        assert (tmp_path / "measured" / "measurement.json").exists()
+        return
     small = [] if "--help" in words else [word for word in SMALL if word.split("=")[0] + "=" not in command]
     kind = "sweep" if "-m" in words else "run"
     placed = [] if "--help" in words else [f"hydra.{kind}.dir={tmp_path}"]

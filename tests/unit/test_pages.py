@@ -84,3 +84,16 @@ def test_calls_in_the_text_fit_the_signatures(page):
         if call.func.id in lbtrain.__all__:
             keywords = {keyword.arg: None for keyword in call.keywords}
             inspect.signature(getattr(lbtrain, call.func.id)).bind_partial(*call.args, **keywords)
+
+
+def test_the_examples_without_lightning_run_in_order_and_name_all_there_is(capsys):
+    from lbtrain import curvature
+
+    page, names = EVERY_PAGE["curvature"], {}
+    for block in _blocks(page, "python"):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert "eigenvalues below zero" in printed
+    assert "of the edge" in printed
+    assert "nan" not in printed
+    assert all(f"{name}" in page for name in curvature.__all__)
