@@ -196,10 +196,11 @@ class Bench:
         problem: Network and data.
         repeats: Timed runs of each case, after one warm-up.
         clock: ``wall`` or ``cpu``.
+        memory: Whether to measure memory too.
     """
 
-    def __init__(self, problem: Problem, repeats: int, clock: str) -> None:
-        self.problem, self.repeats = problem, repeats
+    def __init__(self, problem: Problem, repeats: int, clock: str, memory: bool) -> None:
+        self.problem, self.repeats, self.memory = problem, repeats, memory
         self.now = time.process_time if clock == "cpu" else time.perf_counter
         self.gradient = problem.operator(engine="autograd").gradient
         self.missed: list[str] = []
@@ -270,7 +271,7 @@ class Bench:
                     "gradients": cost,
                     "max_error": float(f"{error:.1e}"),
                     "certified": None if found.bound is None else float(f"{found.bound / truth[0]:.1e}"),
-                    "peak_mib": round(peak_memory(task, "cpu") / 2**20),
+                    "peak_mib": round(peak_memory(task, "cpu") / 2**20) if self.memory else None,
                 }
             ),
             flush=True,
@@ -305,12 +306,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs per case, after one warm-up")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the peak of memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # of the rivals
     build = PROBLEMS[options.network]
     problem = build() if options.samples is None else build(options.samples)  # type: ignore[call-arg]
-    bench = Bench(problem, options.repeats, options.clock)
+    bench = Bench(problem, options.repeats, options.clock, options.memory)
     if "product" in options.case:
         bench.products()
     if {"top", "both_ends"} & set(options.case):
