@@ -13,9 +13,15 @@ from rich.table import Table
 _ROWS = {
     "lambda_max": ("hessian/lambda_max", None, " (largest Hessian eigenvalue)"),
     "its residual": ("hessian/lambda_max_residual", None, " (bound on its error)"),
+    "lambda_max over data": ("hessian/lambda_max_batches", "hessian/lambda_max_batches_stderr", ""),
+    "lambda_min": ("hessian/lambda_min", None, ""),
+    "trace": ("hessian/trace", "hessian/trace_stderr", ""),
+    "the weights": ("hessian/verdict", None, ""),
     "stability": ("hessian/stability", None, " (1 = edge of stability)"),
     "sharpness, Keskar": ("sharpness/keskar", "sharpness/keskar_stderr", " % of 1 + loss"),
     "sharpness, SAM": ("sharpness/sam", "sharpness/sam_stderr", " loss"),
+    "sharpness, average": ("sharpness/average", "sharpness/average_stderr", " loss"),
+    "sharpness, adaptive": ("sharpness/adaptive", "sharpness/adaptive_stderr", " loss"),
     "time, fit": ("time/fit_s", None, " s"),
     "time, measuring": ("time/measure_s", None, " s"),
 }
@@ -48,6 +54,6 @@ def show(metrics: Mapping[str, Any], directory: str) -> None:
 
 
 def _number(value: Any) -> str:
-    if value is None:
-        return "-"
+    if value is None or isinstance(value, str):
+        return value or "-"
     return f"{value:.3g}" if math.isfinite(value) else str(value)
