@@ -113,7 +113,7 @@ def reference(problem: Problem, k: int, tol: float, which: str) -> list[float]:
 def run_lbtrain(problem: Problem, k: int, tol: float, smallest: bool = False, from_gradient: bool = False) -> Outcome:
     operator = problem.operator()
     source = torch.Generator().manual_seed(0)
-    start = operator.gradient() if from_gradient else None
+    start = operator.slope()[1] if from_gradient else None
     found = lanczos(operator, operator.dim, top_k=k, tol=tol, generator=source, start=start, smallest=smallest)
     operator.release()
     bound = max(*found.residuals, found.lambda_min_residual) if smallest else max(found.residuals)

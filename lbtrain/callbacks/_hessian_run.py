@@ -106,7 +106,7 @@ class HessianRun:
             self.found["interrupted"] = True
 
     def _slope(self) -> None:
-        loss, gradient = self._loss.value_and_gradient()
+        loss, gradient = self._loss.slope()
         self._gradient = gradient
         weights = self._space.norm([p.detach() for p in self._loss.params])
         slope = self._space.norm_of(gradient)

@@ -134,7 +134,9 @@ class BatchMean:
         Returns:
             What ``value`` and ``gradient`` return.
         """
-        values, gradient = self._gradient()
+        return self._valued(*self._gradient())
+
+    def _valued(self, values: Tensor, gradient: Tensor) -> tuple[float, Tensor]:
         return self.mean_of(values), gradient
 
     def _shares(self, like: Tensor) -> Tensor:

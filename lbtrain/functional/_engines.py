@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from lbtrain.functional._agreement import check_custom_functions
-from lbtrain.functional._batch_losses import BatchLosses
+from lbtrain.functional._batch_losses import BatchLosses, Gradient
 from lbtrain.functional._double_backward import refuse_inference_mode, second_derivative
+from lbtrain.functional._hessian_graph import HessianGraph
 from lbtrain.functional._kept_graphs import Graph, KeptGraphs, SomeBatches, SomeParameters
 from lbtrain.functional._matrices import Add, Matrix
 from lbtrain.functional.vectors import norm
@@ -98,6 +99,26 @@ class DoubleBackward:
         except RuntimeError:
             self.release()  # neither a graph without a second derivative nor the memory of one that did not fit stays
             raise
+
+    def slopes(self) -> Iterator[tuple[Tensor, Gradient]]:
+        """Build the graphs of the Hessian, and read off what they know already.
+
+        Yields:
+            The loss of each local batch and its gradient, which are not to be changed.
+
+        Raises:
+            RuntimeError: If an operation of the loss has no second derivative, or torch fails otherwise.
+        """
+        self.graphs.refresh()
+        for i in range(len(self.matrix.batches)):
+            try:
+                with second_derivative():
+                    graph, _ = self.graphs.get(i)
+            except RuntimeError:
+                self.release()
+                raise
+            if isinstance(graph, HessianGraph):
+                yield graph.loss, graph.gradient
 
     def _graph(self, i: int) -> tuple[Graph, bool]:
         """Return the graph of batch ``i``, and whether it is kept; check the first one with custom operations."""

@@ -15,10 +15,11 @@ class HessianGraph:
 
     Args:
         gradient: One entry per parameter, None where the loss does not depend on it.
+        loss: Its loss, without a graph.
     """
 
-    def __init__(self, gradient: Gradient) -> None:
-        self.gradient = gradient
+    def __init__(self, gradient: Gradient, loss: Tensor) -> None:
+        self.gradient, self.loss = gradient, loss
 
     def tensors(self) -> Sequence[Tensor]:
         """Return the gradient."""
@@ -43,4 +44,4 @@ class HessianGraph:
 
     def block(self, positions: Sequence[int]) -> HessianGraph:
         """Return the graph for the parameters at these positions; what only the others need is not walked."""
-        return HessianGraph(tuple(self.gradient[k] for k in positions))
+        return HessianGraph(tuple(self.gradient[k] for k in positions), self.loss)

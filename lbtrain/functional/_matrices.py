@@ -80,7 +80,7 @@ class HessianMatrix:
             refuse_undifferentiable([g for g in gradient if g is not None], loss)
             self.custom = self.custom or custom_functions(loss)
             self._inspected.add(i)
-        return HessianGraph(gradient)
+        return HessianGraph(gradient, loss.detach())
 
     def gradient(self, graph: Graph) -> Gradient:
         """Return the gradient that the graph is of."""

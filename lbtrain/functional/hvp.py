@@ -101,6 +101,31 @@ class MeanLoss(BatchMean):
 
     __call__ = hvp
 
+    def slope(self) -> tuple[float, Tensor]:
+        """Take the mean loss and its gradient where products follow: from the graphs that these will use.
+
+        Returns:
+            What ``value_and_gradient`` returns; the pass over the data is then saved with the first product.
+        """
+        return self._valued(*self._decided(self._slope))
+
+    def _slope(self) -> tuple[Tensor, Tensor]:
+        engine = self._engine
+        if not (isinstance(engine, DoubleBackward) and isinstance(engine.matrix, HessianMatrix)):
+            return self._gradient()
+        self._tally.add(1)
+        values: list[Tensor] = []
+
+        def add(out: Tensor) -> None:
+            values.clear()
+            targets = unflatten(out, self.params)
+            for (loss, rows), weight in zip(engine.slopes(), self.weights, strict=True):
+                values.append(loss)
+                add_rows(targets, rows, weight)
+
+        gradient = self._ranks.sum(add, self._empty, self.dim)
+        return self._stack(values), gradient
+
     def curvatures(self, v: Tensor) -> Tensor:
         """Take ``v' H_b v`` of each local batch, for the cost of one product.
 

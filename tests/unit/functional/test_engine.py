@@ -96,6 +96,15 @@ def test_double_backward_alone_raises_and_leaves_the_weights(cube):
         MeanLoss([w], [lambda: linear(cube.apply(w))], [1.0])(V)
 
 
+@pytest.mark.parametrize("cube", [Fine, Lies, Marked])
+def test_the_slope_before_the_products_is_right_and_changes_nothing_about_them(cube):
+    op = operator(cube, linear)
+    value, gradient = op.slope()
+    assert (value, gradient.tolist()) == (9.0, [3.0, 12.0])
+    torch.testing.assert_close(op @ V, V * torch.tensor([6.0, 12.0]), rtol=1e-6, atol=0, check_dtype=False)
+    assert op.engine == ("autograd" if cube is Fine else "differences")
+
+
 def test_gradients_alone_cost_no_check():
     op = operator(Lies, linear)
     op.gradient(), op.value()

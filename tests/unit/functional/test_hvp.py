@@ -52,6 +52,24 @@ def test_value_and_gradient_agree_with_each_alone():
     assert (loss.num_gradients, loss.num_values) == (2, 1)
 
 
+@pytest.mark.parametrize("memory", [ALL, 3000, NONE])
+def test_slope_is_value_and_gradient_and_spares_the_first_product_a_pass(memory):
+    problem, calls = SmallNetwork(), []
+    plain = problem.loss(8)
+    counted = [lambda f=f: calls.append(1) or f() for f in plain.losses]
+    loss = MeanLoss(plain.params, counted, plain.weights, graph_memory_bytes=memory)
+    value, gradient = loss.slope()
+    assert value == pytest.approx(plain.value(), rel=1e-14)
+    torch.testing.assert_close(gradient, plain.gradient(), rtol=1e-12, atol=1e-15)
+    assert (loss.num_gradients, len(calls)) == (1, len(counted))
+    v = random_vector(59)
+    torch.testing.assert_close(loss(v), plain(v), rtol=1e-12, atol=1e-14)
+    assert (len(calls) == len(counted)) == (memory == ALL)
+    with torch.no_grad():
+        plain.params[0].add_(0.1)
+    torch.testing.assert_close(loss.slope()[1], plain.gradient(), rtol=1e-12, atol=1e-15)
+
+
 def test_memory_decides_which_graphs_are_kept():
     problem = SmallNetwork()
     calls = []
