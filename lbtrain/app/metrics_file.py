@@ -7,6 +7,9 @@ from typing import Any
 
 from lbtrain._lightning import CSVLogger, rank_zero_only
 
+# In every row of a measurement, which is of the weights after its step; other rows are of the batch that follows.
+_MEASURED = "time/measure_s"
+
 
 class MetricsFile(CSVLogger):
     """Lightning's CSVLogger, for a run that is resumed in its own directory.
@@ -54,7 +57,7 @@ class MetricsFile(CSVLogger):
         """
         writer = self.experiment
         if self._earlier and step is not None:
-            kept = [row for row in self._earlier if int(row["step"]) < step]
+            kept = [row for row in self._earlier if int(row["step"]) < step + (_MEASURED in row)]
             if len(kept) < len(self._earlier):
                 Path(writer.metrics_file_path).unlink(missing_ok=True)
                 writer.metrics = kept

@@ -53,3 +53,13 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     session(tmp_path, range(3))
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_measurement_of_the_weights_that_a_run_goes_on_from_stays(tmp_path, recwarn):
+    logger = session(tmp_path, range(4))
+    logger.log_metrics({"hessian/lambda_max": 2.0, "time/measure_s": 1.0}, 3)
+    logger.log_metrics({"hessian/lambda_max": 4.0, "time/measure_s": 2.0}, 5)
+    logger.save()
+    session(tmp_path, range(3, 6))
+    found = [(row["step"], "hessian/lambda_max" in row) for row in rows(tmp_path)]
+    assert found == [("0", False), ("1", False), ("2", False), ("3", True), ("3", False), ("4", False), ("5", False)]
