@@ -307,6 +307,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="samples, fewer for a quick look")
     parser.add_argument("--case", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--top", nargs="+", type=int, default=[1, 5], help="numbers of eigenvalues")
+    parser.add_argument("--tool", default="", help="only tools whose name begins so, such as lbtrain")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs per case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -327,7 +328,8 @@ def main() -> None:
         for case in cases.keys() & set(options.case):
             for k in options.top:
                 for tool, tol, task in cases[case](problem, k=k):
-                    bench.run(case, tool, tol, task, top[:k])
+                    if tool.startswith(options.tool):
+                        bench.run(case, tool, tol, task, top[:k])
     if "density" in options.case:
         bench.density()
     versions = {"torch": torch.__version__, "python": platform.python_version(), "device": "cpu"}

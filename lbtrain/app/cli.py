@@ -112,6 +112,7 @@ def main() -> None:
         sys.path.append(os.getcwd())
     if sys.argv[1:2] == ["scale"]:
         sys.exit(scale.main(sys.argv[2:]))
+    _refuse_near_word(sys.argv[1:2])
     with _hints():
         try:
             run_measure(sys.argv[2:]) if sys.argv[1:2] == ["measure"] else run()
@@ -120,6 +121,15 @@ def main() -> None:
             sys.exit(_INTERRUPTED)
         finally:
             launcher.show_last_sweep()
+
+
+def _refuse_near_word(words: Sequence[str]) -> None:
+    """End with code 2 where the first word is a mistyped command."""
+    commands = ("measure", "scale")
+    near = nearest(words[0], commands) if words and "=" not in words[0] and not words[0].startswith("-") else None
+    if near and words[0] not in commands:
+        print(f"lbtrain: there is no command {words[0]!r}. Did you mean {near!r}?", file=sys.stderr)
+        sys.exit(2)
 
 
 def _described(error: Exception, cfg: DictConfig) -> str:

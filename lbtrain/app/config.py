@@ -30,6 +30,8 @@ _SECRET = frozenset({
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env:")
 _FROM_ENVIRONMENT_NAME = re.compile(r"\$\{\s*oc\.env:\s*(\w+)")
 _DIRECTORY = re.compile(r"\$\{\s*hydra:\s*(runtime\.(output_dir|cwd)|run\.dir|sweep\.dir)|\$\{\s*paths\.")
+# What a config writes where either a list or a mapping may be given: Hydra merges neither into the other.
+_CREATED = "${oc.create:"
 _PACKAGES = (
     "lbtrain",
     "torch",
@@ -48,8 +50,8 @@ def flat(cfg: DictConfig) -> dict[str, Scalar]:
     """Flatten a config for records, loggers and tables.
 
     Left out are the blocks `hydra` and `paths`, values made from directories of a run, copies of other nodes
-    (`optimizer: ${optimizer}`), empty lists, and secrets. Values from environment variables keep the name of the
-    variable, also when another value refers to them.
+    (`optimizer: ${optimizer}`), empty lists, and secrets. Lists that `${oc.create:[...]}` makes are lists. Values from
+    environment variables keep the name of the variable, also when another value refers to them.
 
     Args:
         cfg: The composed config.
@@ -69,7 +71,10 @@ def flat(cfg: DictConfig) -> dict[str, Scalar]:
         if isinstance(value, str):
             for token, original in hidden.items():
                 value = value.replace(token, original)
-        if not (_is_config(value) or _is_secret(path, value) or _names_directory(value)):
+        if _is_config(value) and str(text).startswith(_CREATED):
+            made = _leaves(OmegaConf.to_container(value), path)
+            rows.update({".".join(map(str, at)): part for at, part in made if not _is_secret(at, part)})
+        elif not (_is_config(value) or _is_secret(path, value) or _names_directory(value)):
             rows[key] = value
     return rows
 

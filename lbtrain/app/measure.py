@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from lbtrain.app.checkpoint import Run, key_of, merged, require, run_of
-from lbtrain.app.signatures import ConfigError
+from lbtrain.app.signatures import ConfigError, nearest
 
 USAGE = "\n".join([
     "usage: lbtrain measure ckpt_path=RUN/checkpoints/last.ckpt [overrides]",
@@ -148,7 +148,7 @@ def checkpoints_in(overrides: Sequence[str]) -> list[str]:
         raise ConfigError("ckpt_path is given twice: give one, or several as ckpt_path=A,B with -m")
     paths = _values(values[0]) if values else []
     if not paths:
-        raise ConfigError("ckpt_path is missing: write ckpt_path=RUN/checkpoints/last.ckpt")
+        raise ConfigError(f"ckpt_path is missing: {_meant(overrides)}")
     found = []
     for path in paths:
         matches = sorted(glob(path)) if _SIGNS & set(path) and not glob(_literal(path)) else [path]
@@ -169,6 +169,17 @@ def quoted(path: str) -> str:
     """
     escaped = path.replace("'", "\\'").replace("${", "\\${")
     return f"'{escaped}'"
+
+
+def _meant(overrides: Sequence[str]) -> str:
+    """Return what to write in the place of what was typed."""
+    for word in overrides:
+        key, sign, value = word.partition("=")
+        path = value if sign else word
+        is_meant = not sign or path.endswith(".ckpt") or nearest(key, ["ckpt_path"])
+        if is_meant and key != "ckpt_path" and not word.startswith("~"):
+            return f"got {word!r}, did you mean ckpt_path={path or 'RUN/checkpoints/last.ckpt'}?"
+    return "write ckpt_path=RUN/checkpoints/last.ckpt"
 
 
 def _values(text: str) -> list[str]:

@@ -106,4 +106,8 @@ def _cause(error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
     if refused:
         return f"it holds {refused[1]}, which torch.load refuses: allow it with torch.serialization.add_safe_globals"
+    # Torch's own first line advises to load the file without any check.
+    unpickled = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    if unpickled:
+        return f"torch.load: {unpickled[1].strip()}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,29 +2,30 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-# Label -> key, the key of its standard error, and the unit.
-_ROWS = {
-    "lambda_max": ("hessian/lambda_max", None, " (largest Hessian eigenvalue)"),
-    "its residual": ("hessian/lambda_max_residual", None, " (bound on its error)"),
-    "lambda_max over data": ("hessian/lambda_max_batches", "hessian/lambda_max_batches_stderr", ""),
-    "lambda_min": ("hessian/lambda_min", None, ""),
-    "trace": ("hessian/trace", "hessian/trace_stderr", ""),
-    "the weights": ("hessian/verdict", None, ""),
-    "stability": ("hessian/stability", None, " (1 = edge of stability)"),
-    "sharpness, Keskar": ("sharpness/keskar", "sharpness/keskar_stderr", " % of 1 + loss"),
-    "sharpness, SAM": ("sharpness/sam", "sharpness/sam_stderr", " loss"),
-    "sharpness, average": ("sharpness/average", "sharpness/average_stderr", " loss"),
-    "sharpness, adaptive": ("sharpness/adaptive", "sharpness/adaptive_stderr", " loss"),
-    "time, fit": ("time/fit_s", None, " s"),
-    "time, measuring": ("time/measure_s", None, " s"),
+# Of one matrix: label -> key and unit. A standard error, where there is one, has the same key and `_stderr`.
+_OF_MATRIX = {
+    "lambda_max": ("lambda_max", " (largest {} eigenvalue)"),
+    "its residual": ("lambda_max_residual", " (bound on its error)"),
+    "lambda_max over data": ("lambda_max_batches", ""),
+    "lambda_min": ("lambda_min", ""),
+    "trace": ("trace", ""),
+    "the weights": ("verdict", ""),
+    "stability": ("stability", " (1 = edge of stability)"),
 }
+# Key of a matrix -> its name, and what its labels begin with.
+_MATRICES = {"hessian": ("Hessian", ""), "ggn": ("Gauss-Newton", "ggn: ")}
+_SHARPNESS = "sharpness/"
+_LABELS = {"keskar": "Keskar", "sam": "SAM"}
+# Numbers beside a measure, which is not called so.
+_BESIDE = ("_stderr", "_corner", "_residual", "/interrupted")
+_TIMES = {"time, fit": "time/fit_s", "time, measuring": "time/measure_s"}
 
 
 def show(metrics: Mapping[str, Any], directory: str) -> None:
@@ -42,15 +43,44 @@ def show(metrics: Mapping[str, Any], directory: str) -> None:
         if any(value is not None for value in values):
             quality.add_row(label, *map(_number, values))
     rest = Table(show_header=False)
-    for label, (key, stderr, unit) in _ROWS.items():
+    for label, key, unit in _rows(metrics):
         if key in metrics:
-            known = f" ± {_number(metrics[stderr])}" if stderr in metrics else ""
-            rest.add_row(label, _number(metrics[key]) + known + unit)
+            stderr = metrics.get(f"{key}_stderr")
+            known = "" if stderr is None else f" ± {_number(stderr)}"
+            rest.add_row(escape(label), escape(_number(metrics[key])) + known + unit)
     console = Console(file=sys.stdout)
     for table in (quality, rest):
         if table.row_count:
             console.print(table)
+    lost = [f"{key} is {metrics[key]}" for key in ("train/loss", "test/loss") if not _is_finite(metrics.get(key))]
+    if lost:
+        console.print(f"diverged: {', '.join(lost)}", highlight=False, soft_wrap=True)
     console.print(f"results: {escape(directory)}", highlight=False, soft_wrap=True)
+
+
+def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield label, key and unit of what there may be."""
+    for matrix, (name, prefix) in _MATRICES.items():
+        for label, (key, unit) in _OF_MATRIX.items():
+            yield prefix + label, f"{matrix}/{key}", unit.format(name)
+    for key in metrics:
+        if key.startswith(_SHARPNESS) and not key.endswith(_BESIDE):
+            name = key.removeprefix(_SHARPNESS)
+            yield f"sharpness, {_LABELS.get(name, name)}", key, _unit(name)
+    for label, key in _TIMES.items():
+        yield label, key, " s"
+
+
+def _unit(name: str) -> str:
+    """Return the unit of a measure, nothing where a user has named it."""
+    from lbtrain.callbacks._sharpness_kinds import KINDS
+
+    kind = name.removeprefix("m_")
+    return "" if kind not in KINDS else " % of 1 + loss" if kind.startswith("keskar") else " loss"
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _number(value: Any) -> str:

@@ -6,7 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lbtrain.callbacks._drawing import BLUE, CURVATURE, GREY, ORANGE, empty_figure, house_style, log_if_wide, new_axes
+from lbtrain.callbacks._drawing import (
+    BLUE,
+    CURVATURE,
+    GREY,
+    MATRIX,
+    ORANGE,
+    empty_figure,
+    house_style,
+    log_if_wide,
+    new_axes,
+)
 from lbtrain.callbacks._landscape_figures import line_figure as line_figure
 from lbtrain.callbacks._landscape_figures import plane_figure as plane_figure
 from lbtrain.functional.spectral_results import SpectralDensity
@@ -35,7 +45,11 @@ class Ends(Protocol):
 
 
 def density_figure(
-    density: SpectralDensity, *, lambda_max: float | None = None, lambda_min: float | None = None
+    density: SpectralDensity,
+    *,
+    lambda_max: float | None = None,
+    lambda_min: float | None = None,
+    matrix: str = "hessian",
 ) -> Figure:
     """Draw the spectral density on a logarithmic scale against the eigenvalue, with both ends marked.
 
@@ -43,6 +57,7 @@ def density_figure(
         density: As estimated; its band is one standard error over probes, where there are at least two.
         lambda_max: The largest eigenvalue, if known better than by the quadrature; loss per squared parameter.
         lambda_min: The smallest one, same unit.
+        matrix: "hessian" or "ggn", for the title.
 
     Returns:
         The figure. A dotted line shows how high a single eigenvalue stands: there is nothing to see below it.
@@ -52,14 +67,13 @@ def density_figure(
     with house_style():
         if not len(density.grid):
             return empty_figure("no spectral density: a product was not finite")
-        words = f"Density of the {density.dim} eigenvalues, on a logarithmic scale, from {low:.3g} to {top:.3g}"
+        name = f"{MATRIX.get(matrix, '')}eigenvalues"
+        words = f"Density of the {density.dim} {name}, on a logarithmic scale, from {low:.3g} to {top:.3g}"
         words += f"; trace {density.trace:.3g}."
-        figure, axes = new_axes(words, "Density of the eigenvalues")
+        figure, axes = new_axes(words, f"Density of the {name}")
         alone = 1 / (density.dim * density.sigma * math.sqrt(2 * math.pi))
         _draw_density(axes, density, alone)
-        axes.axhline(alone, color=GREY, linewidth=1, linestyle=":")
-        place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-        axes.annotate("one eigenvalue", (1, alone), (-2, 3), ha="right", color=GREY, fontsize=8, **place)
+        axes.axhline(alone, color=GREY, linewidth=1, linestyle=":", label="height of one eigenvalue")
         for end, name in ((low, r"\min"), (top, r"\max")):
             axes.axvline(end, color=ORANGE, linewidth=1, linestyle="--")
             place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
@@ -68,10 +82,11 @@ def density_figure(
             axes.annotate(text, (end, 1), (shift, -3), ha=side, va="top", color=ORANGE, fontsize=9, **place)
         axes.set_xlabel(CURVATURE)
         axes.set_ylabel("share of eigenvalues per unit")
+        figure.legend(loc="outside lower right")
     return figure
 
 
-def tracks_figure(tracks: Sequence[Mapping[str, Any]], *, law: str = "") -> Figure:
+def tracks_figure(tracks: Sequence[Mapping[str, Any]], *, law: str = "", matrix: str = "hessian") -> Figure:
     """Draw the largest eigenvalues against the optimizer step, with the optimizer's edge of stability.
 
     The edge is where `hessian/stability` would be 1, `lambda_max / stability`: `2 / lr` for plain SGD. For an optimizer
@@ -81,6 +96,7 @@ def tracks_figure(tracks: Sequence[Mapping[str, Any]], *, law: str = "") -> Figu
         tracks: One per measurement: `step`, and the metrics `hessian/lambda_1`, ..., `hessian/stability` as far as
             measured, loss per squared parameter.
         law: The optimizer's law in words, as a Stability has it; it names the edge.
+        matrix: "hessian" or "ggn", for the title.
 
     Returns:
         The figure; on a logarithmic scale where more than a decade is spanned.
@@ -91,7 +107,8 @@ def tracks_figure(tracks: Sequence[Mapping[str, Any]], *, law: str = "") -> Figu
     with house_style():
         if not lines:
             return empty_figure("no eigenvalue was measured during training")
-        figure, axes = new_axes(_tracks_words(lines, edge, law), "Largest eigenvalues during training")
+        title = f"Largest {MATRIX.get(matrix, '')}eigenvalues during training"
+        figure, axes = new_axes(_tracks_words(lines, edge, law), title)
         for i, (rank, points) in enumerate(lines.items()):
             shown = i < 2 or i == len(lines) - 1  # the legend names the first two and the last
             label = rf"$\lambda_{{{rank}}}$" if shown else None
@@ -107,16 +124,18 @@ def tracks_figure(tracks: Sequence[Mapping[str, Any]], *, law: str = "") -> Figu
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(CURVATURE)
-        axes.legend()
+        # Below, where it covers none of the lines, the edge among them.
+        figure.legend(loc="outside lower center", ncols=len(axes.get_legend_handles_labels()[0]))
     return figure
 
 
-def layers_figure(layers: Mapping[str, Ends], *, whole: Ends | None = None) -> Figure:
+def layers_figure(layers: Mapping[str, Ends], *, whole: Ends | None = None, matrix: str = "hessian") -> Figure:
     """Draw the largest eigenvalue of each layer's block of the Hessian, with the bound on its error.
 
     Args:
         layers: By name, in the order of the network.
         whole: Of the whole Hessian, which no block exceeds (Cauchy's interlacing).
+        matrix: "hessian" or "ggn", for the title.
 
     Returns:
         The figure; of more than 20 layers those with the largest values.
@@ -125,7 +144,8 @@ def layers_figure(layers: Mapping[str, Ends], *, whole: Ends | None = None) -> F
     largest = sorted(shown, key=lambda name: -shown[name].lambda_max)[:_MOST_LAYERS]
     kept = [name for name in shown if name in largest]
     listed = "; ".join(f"{name} {shown[name].lambda_max:.3g}" for name in kept)
-    title = "Sharpness by layer" + (f" (the {_MOST_LAYERS} largest of {len(shown)})" if len(shown) > len(kept) else "")
+    title = f"{'Gauss-Newton sharpness' if matrix == 'ggn' else 'Sharpness'} by layer"
+    title += f" (the {_MOST_LAYERS} largest of {len(shown)})" if len(shown) > len(kept) else ""
     with house_style():
         if not kept:
             return empty_figure("no layer has a finite eigenvalue")

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 # Okabe and Ito (2008), "Color Universal Design": told apart with every common colour blindness.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"
+MATRIX = {"ggn": "Gauss-Newton "}  # what a title calls a matrix that is not the Hessian
 CURVATURE = "eigenvalue (loss per squared parameter)"
 WIDTH, HEIGHT = 6.0, 3.6  # inches: a column of text
 DPI = 150  # 900 pixels wide: sharp on a screen that shows two pixels for one
@@ -121,6 +123,32 @@ def levels_between(low: float, high: float, count: int = 13) -> list[float]:
     else:
         inner = [low + s * (high - low) for s in shares[1:-1]]
     return [low, *inner, high]
+
+
+def between(places: Sequence[float], count: int = 101) -> tuple[Tensor, Tensor]:
+    """Return evenly spaced points between measured ones, and what interpolates values there.
+
+    Through the four nearest measured points runs a cubic (Lagrange), so that a quadratic stays what it is.
+
+    Args:
+        places: Where values are known, ascending, at least two.
+        count: Number of points.
+
+    Returns:
+        The points, shape ``(count,)``, and the matrix ``(count, len(places))`` that maps values to values at them.
+    """
+    import torch
+
+    known = torch.tensor(places, dtype=torch.float64)
+    points = torch.linspace(float(known[0]), float(known[-1]), count, dtype=torch.float64)
+    width = min(4, len(known))
+    first = (torch.searchsorted(known, points) - width // 2).clamp(0, len(known) - width)
+    weights = torch.zeros(count, len(known), dtype=torch.float64)
+    for i in range(width):
+        rest = [j for j in range(width) if j != i]
+        factors = [(points - known[first + j]) / (known[first + i] - known[first + j]) for j in rest]
+        weights[torch.arange(count), first + i] = torch.stack(factors).prod(0)
+    return points, weights
 
 
 def png_of(figure: Figure) -> bytes:

@@ -18,15 +18,17 @@ _OPAQUE = (str, bytes, int, float, complex, type, Tensor, np.ndarray, type(None)
 
 
 class Generators:
-    """The random-number generators that an object carries, in its attributes and theirs.
+    """The random-number generators that objects carry, in their attributes and theirs.
 
     Args:
-        owner: A data set, a loader or a data module.
+        owners: Data sets, loaders, data modules, or attributes of a module.
     """
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, *owners: Any) -> None:
         self._found: list[Any] = []
-        self._search(owner, _DEPTH, set())
+        seen: set[int] = set()
+        for owner in owners:
+            self._search(owner, _DEPTH, seen)
 
     def states(self) -> list[Any]:
         """Return the state of each, for `restore`."""
@@ -48,6 +50,14 @@ class Generators:
             seed: Any whole number.
         """
         seed_streams(seed)
+        self.seed_own(seed)
+
+    def seed_own(self, seed: int) -> None:
+        """Seed these generators alone.
+
+        Args:
+            seed: Any whole number.
+        """
         for generator in self._found:
             _set_state(generator, _seeded_state(generator, seed % _SEEDS))
 

@@ -55,6 +55,18 @@ def check_hessian_arguments(asked: Any) -> None:
         raise ValueError(f"graph_memory_mb must be at least 0, got {asked.graph_memory_mb!r}")
     if asked.basis_memory_mb is not None and not asked.basis_memory_mb > 0:
         raise ValueError(f"basis_memory_mb must be above 0, or None for no bound, got {asked.basis_memory_mb!r}")
+    _check_choices(asked)
+
+
+def _check_choices(asked: Any) -> None:
+    """Check the arguments that are one of a few.
+
+    Raises:
+        ValueError: If one is none of them.
+    """
+    for name in ("by_layer", "split_check", "keep_vectors"):
+        if not isinstance(getattr(asked, name), bool):
+            raise ValueError(f"{name} must be True or False, got {getattr(asked, name)!r}")
     for name, valid in _CHOICES.items():
         given = getattr(asked, name)
         for value in (given,) if isinstance(given, str) else given:

@@ -36,19 +36,20 @@ def _drawable(result: HessianResult, tracks: Sequence[Mapping[str, Any]]) -> Fig
     top, found = result.spectrum.lambda_max, Figures()
     if not math.isfinite(top):
         return found
+    matrix, vector = result.matrix, "Gauss-Newton eigenvector" if result.matrix == "ggn" else "eigenvector"
     density, line, plane, layers = result.density, result.line, result.plane, result.layers
     if density is not None:
-        ends = {"lambda_max": top, "lambda_min": result.spectrum.lambda_min}
+        ends = {"lambda_max": top, "lambda_min": result.spectrum.lambda_min, "matrix": matrix}
         found["density"] = lambda: figures.density_figure(density, **ends)
     if len(tracks) > 1:
         law = result.stability.law if result.stability is not None else ""
-        found["tracks"] = lambda: figures.tracks_figure(_as_hessian(tracks, result.matrix), law=law)
+        found["tracks"] = lambda: figures.tracks_figure(_as_hessian(tracks, matrix), law=law, matrix=matrix)
     if line is not None:
-        found["line"] = lambda: figures.line_figure(line, curvature=top, slope=result.slope)
+        found["line"] = lambda: figures.line_figure(line, curvature=top, slope=result.slope, along=f"the top {vector}")
     if plane is not None:
-        found["plane"] = lambda: figures.plane_figure(plane)
+        found["plane"] = lambda: figures.plane_figure(plane, along=(f"top {vector}", f"second {vector}"))
     if layers:
-        found["layers"] = lambda: figures.layers_figure(layers, whole=result.spectrum)
+        found["layers"] = lambda: figures.layers_figure(layers, whole=result.spectrum, matrix=matrix)
     return found
 
 

@@ -55,6 +55,8 @@ class HessianResult:
     """How products are made: `autograd` or `differences`."""
     reason: str = ""
     """Why so, where there is something to say."""
+    unconverged: str = ""
+    """Why the eigenvalues have not converged: the budget, or the rounding of products; empty where they have."""
     engine_error: float = 0.0
     """Bound on the relative error of the products; 0 for autograd."""
     num_matvecs: float = 0.0
@@ -91,7 +93,8 @@ class HessianResult:
             One line.
         """
         top = f"lambda_max {self.spectrum.lambda_max:.4g} +- {self.spectrum.lambda_max_residual:.1g}"
-        parts = [self.critical_point.words if self.critical_point else top]
+        constant = "the loss does not depend on the parameters: gradient and eigenvalues are exactly 0"
+        parts = [constant if self._is_constant else self.critical_point.words if self.critical_point else top]
         if self.saddle_layers:
             name, share = self.saddle_layers[0]
             parts.append(f"{100 * share:.0f} % of the direction of lambda_min lies in {name}")
@@ -99,9 +102,16 @@ class HessianResult:
             parts.append(f"at {self.stability.value:.2g} of the edge of stability")
         elif self.stability is not None and math.isfinite(self.spectrum.lambda_max):
             parts.append(f"{self.matrix}/stability is not known: {self.stability.law}")
-        if self.reason:
-            parts.append(self.reason)
+        if self.over_batches is not None and self.over_batches.num_batches == 1:
+            parts.append("one batch gives no standard error over the data: measure with a smaller batch_size")
+        parts += [words for words in (self.unconverged, self.reason) if words]
         return f"{self.matrix}: " + "; ".join(parts) + ("; interrupted" if self.interrupted else "")
+
+    @property
+    def _is_constant(self) -> bool:
+        found = self.spectrum
+        size = max(abs(found.lambda_max), abs(found.lambda_min), found.lambda_max_residual, found.lambda_min_residual)
+        return self.gradient_norm == 0 and size == 0
 
     def _ends(self) -> dict[str, float]:
         found = self.spectrum
@@ -146,6 +156,7 @@ class HessianResult:
             found[f"layer/{name}/lambda_min_residual"] = spectrum.lambda_min_residual
             if spectrum.trace is not None:
                 found[f"layer/{name}/trace"] = spectrum.trace.value
+                found[f"layer/{name}/trace_stderr"] = spectrum.trace.stderr
         return found
 
 

@@ -37,6 +37,7 @@ class HessianRun:
         optimizer: Whose stability is asked for; None if there is none.
         asked: What to measure.
         watch: To be told of each product, or None.
+        precision: Of the Trainer, in which products are rounded.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class HessianRun:
         optimizer: torch.optim.Optimizer | None,
         asked: Questions,
         watch: Watch | None,
+        precision: str,
     ) -> None:
+        self._precision = precision
         self._loss, self._named, self._optimizer, self._asked, self._watch = loss, named, optimizer, asked, watch
         # One seed on all ranks, so that all multiply the same vectors; where parameters are sharded, one per shard.
         sharded = isinstance(loss, ShardedLoss)
@@ -73,6 +76,7 @@ class HessianRun:
         if not self._asked.keep_vectors:
             self.found["spectrum"] = replace(self.spectrum, vectors=None, min_vector=None)
         engine = {"engine": self._loss.engine, "reason": self._loss.reason, "engine_error": self._loss.error}
+        engine["unconverged"] = self._unconverged()
         return {**self.found, **engine, "num_matvecs": self._loss.num_matvecs + self._beside}
 
     def tops(self, start: Tensor | None, edge_start: Tensor | None = None) -> dict[str, Any]:
@@ -127,6 +131,19 @@ class HessianRun:
         if self.spectrum.interrupted:
             raise Interrupted
         self._is_finite = math.isfinite(self.spectrum.lambda_max)
+
+    def _unconverged(self) -> str:
+        """Return why the eigenvalues have not converged, "" where they have or nobody let them."""
+        found, asked = self.spectrum, self._asked
+        if found.converged or found.interrupted or not self._is_finite:
+            return ""
+        spent = found.num_matvecs - (found.trace.num_matvecs if found.trace is not None else 0)
+        if spent >= asked.max_matvecs:
+            return f"not converged within max_matvecs={asked.max_matvecs} products: raise it, or tol={asked.tol:g}"
+        return (
+            f"residual above tol={asked.tol:g}: products are rounded in precision {self._precision}, raise tol or "
+            "measure in a higher one"
+        )
 
     @property
     def _memory(self) -> int | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lbtrain.callbacks._drawing import BLUE, ORANGE, empty_figure, house_style, levels_between, new_axes
+from lbtrain.callbacks._drawing import BLUE, ORANGE, between, empty_figure, house_style, levels_between, new_axes
 from lbtrain.functional.landscape import LossLine, LossPlane
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def plane_figure(plane: LossPlane, *, along: tuple[str, str] = ("top eigenvector
         along: What its two directions are.
 
     Returns:
-        The figure; contours are even in the logarithm where the loss spans more than a decade.
+        The figure; contours are even in the logarithm where the loss spans more than a decade. Between the points that
+        were evaluated they are interpolated, where all of these are finite.
     """
     losses = {
         (a, b): y
@@ -82,13 +83,27 @@ def _fill(axes: Axes, plane: LossPlane, low: float, high: float) -> None:
     from matplotlib.colors import BoundaryNorm
 
     levels = levels_between(low, high)
-    rows = [[row[j] if math.isfinite(row[j]) else math.nan for row in plane.values] for j in range(len(plane.second))]
+    x, y, rows = _smooth(plane, low, high)
     # One colour for each band, however the levels are spaced.
     colours = colormaps["cividis"]
     norm = BoundaryNorm(levels, colours.N)
-    filled = axes.contourf(plane.first, plane.second, rows, levels=levels, norm=norm, cmap=colours)
-    axes.contour(plane.first, plane.second, rows, levels=levels[1:-1], colors="white", linewidths=0.4)
+    filled = axes.contourf(x, y, rows, levels=levels, norm=norm, cmap=colours)
+    axes.contour(x, y, rows, levels=levels[1:-1], colors="white", linewidths=0.4)
     axes.figure.colorbar(filled, ax=axes, label="loss", ticks=levels[::3], format="%.3g")
+
+
+def _smooth(plane: LossPlane, low: float, high: float) -> tuple[Any, Any, Any]:
+    """Return both axes and the losses, a row for each place on the second; interpolated where all are finite."""
+    import torch
+
+    losses = torch.tensor(plane.values, dtype=torch.float64).T
+    if not losses.isfinite().all():
+        return plane.first, plane.second, losses.where(losses.isfinite(), math.nan).numpy()
+    (x, across), (y, up) = between(plane.first), between(plane.second)
+    log = 0 < 10 * low < high  # as the levels are
+    losses = up @ (losses.log() if log else losses) @ across.T
+    # A cubic may leave the range of its points, and so the levels.
+    return x.numpy(), y.numpy(), (losses.exp() if log else losses).clamp(low, high).numpy()
 
 
 def _line_words(line: LossLine, curvature: float, along: str) -> str:

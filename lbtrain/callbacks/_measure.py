@@ -1,28 +1,26 @@
 """The mean training loss over the training data, as measurements at the end of training see it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer
+from lbtrain.callbacks._agreement import gather_texts, sum_over_ranks, together
 from lbtrain.callbacks._batch import batch_size as samples_in
 from lbtrain.callbacks._frozen_data import seed_streams
 from lbtrain.callbacks._interruption import stop_wanted
 from lbtrain.callbacks._measured_data import kept_for, measured_batches
 from lbtrain.callbacks._objective import TrainingLoss
+from lbtrain.callbacks._random_loss import check_repeatable, own_generators
 from lbtrain.callbacks._sharded_loss import ShardedLoss
 from lbtrain.callbacks._sharded_measure import even_batches, sharded_training_loss
 from lbtrain.callbacks._shards import is_sharded, reshard
 from lbtrain.callbacks._traceless import random_streams, set_random_streams, traceless
 from lbtrain.callbacks.loss_reduction import LossReductionCheck, reduction_on
 from lbtrain.functional.operator import HessianOperator
-from lbtrain.functional.ranks import RankFailedError
-
-_T = TypeVar("_T")
 
 
 @contextmanager
@@ -61,24 +59,29 @@ def mean_training_loss(
 
     def read() -> tuple[Sequence[Any], list[int]]:
         found = measured_batches(trainer, pl_module, num_samples, batch_size, seed)
-        return found, [_size(batch) for batch in found]
+        sizes = [_size(batch) for batch in found]
+        first = partial(_to_device, trainer, pl_module, found[0]) if found else None
+        check_repeatable(trainer, pl_module, first, seed)
+        return found, sizes
 
-    batches, sizes = _together(trainer, read)
+    batches, sizes = together(trainer, read)
     if is_sharded(trainer):
         with _sharded_loss(trainer, pl_module, batches, sizes) as sharded:
             yield sharded  # type: ignore[misc] - it stands in for one
         return
-    kind = str(trainer.strategy.broadcast(_together(trainer, lambda: _reduction(trainer, pl_module, batches))))
+    kind = str(trainer.strategy.broadcast(together(trainer, lambda: _reduction(trainer, pl_module, batches))))
     params = [p for p in pl_module.parameters() if p.requires_grad]
     several = trainer.world_size > 1
-    with traceless(trainer, pl_module, training=False), torch.enable_grad():
+    with traceless(trainer, pl_module, training=False), torch.enable_grad(), own_generators(pl_module, seed) as restart:
         seed_streams(seed, pl_module.device)  # so that a random training_step is the same function each time
         loss, streams = TrainingLoss(trainer, pl_module, local=True), random_streams(pl_module.device)
+        evaluate = loss.with_outputs if matrix == "ggn" else loss
 
-        def of_batch(numbered: tuple[int, Any]) -> Tensor:
+        def of_batch(numbered: tuple[int, Any]) -> Any:
             i, batch = numbered
             set_random_streams(streams, pl_module.device)  # the transfer to the device may augment
-            return loss(_to_device(trainer, pl_module, batch), i, streams)
+            restart()
+            return evaluate(_to_device(trainer, pl_module, batch), i, streams)
 
         mean_loss = HessianOperator(
             of_batch,
@@ -89,8 +92,8 @@ def mean_training_loss(
             matrix=matrix,
             engine=engine,
             graph_memory_bytes=int(graph_memory_mb * 2**20),
-            all_reduce=partial(_sum_over_ranks, trainer) if several else None,
-            gather=_gather if several else None,
+            all_reduce=partial(sum_over_ranks, trainer) if several else None,
+            gather=gather_texts if several else None,
             should_stop=stop_wanted,
         )
         try:
@@ -108,13 +111,13 @@ def _sharded_loss(
     Yields:
         The loss.
     """
-    batches, total = even_batches(batches), _sum_over_ranks(trainer, torch.tensor(float(sum(sizes)))).item()
+    batches, total = even_batches(batches), sum_over_ranks(trainer, torch.tensor(float(sum(sizes)))).item()
     kind = str(trainer.strategy.broadcast(_reduction(trainer, pl_module, batches)))
     sizes = [*sizes, *[0] * (len(batches) - len(sizes))]
     weights = [size / total for size in sizes]
     divisors = [size if kind == "sum" and size else 1 for size in sizes]
     reshard(trainer)
-    with traceless(trainer, pl_module, training=False), torch.enable_grad():
+    with traceless(trainer, pl_module, training=False), torch.enable_grad(), own_generators(pl_module, None):
         load = partial(_to_device, trainer, pl_module)
         yield sharded_training_loss(
             trainer, pl_module, batches, weights, load, divisors=divisors, should_stop=stop_wanted
@@ -159,6 +162,11 @@ def check_measure_arguments(num_samples: int | None, batch_size: int | None, see
 
 def _size(batch: Any) -> int:
     size = samples_in(batch)
+    if size == 0:
+        raise MisconfigurationException(
+            "a batch to measure on has no samples: leave empty batches out of what measure_dataloader() returns, or, "
+            "where there is none, out of what the training loader's collate_fn makes"
+        )
     if size is None:
         raise MisconfigurationException(
             "the tensors of a batch to measure on disagree in their first dimension, so its samples cannot be "
@@ -181,59 +189,10 @@ def _reduction(trainer: Trainer, pl_module: LightningModule, batches: Sequence[A
     kept = kept_for(trainer)
     if kept.reduction is None and batches:
         streams = random_streams(pl_module.device)
-        try:
-            batch = _to_device(trainer, pl_module, batches[0])  # which may augment
-        finally:
-            set_random_streams(streams, pl_module.device)
-        kept.reduction = reduction_on(trainer, pl_module, batch).kind
+        with own_generators(pl_module, None):
+            try:
+                batch = _to_device(trainer, pl_module, batches[0])  # which may augment
+            finally:
+                set_random_streams(streams, pl_module.device)
+            kept.reduction = reduction_on(trainer, pl_module, batch).kind
     return kept.reduction or "mean"
-
-
-def _together(trainer: Trainer, work: Callable[[], _T]) -> _T:
-    """Return what each rank's own work gives, or fail on all ranks where it fails on one.
-
-    Raises:
-        RankFailedError: If another rank failed; this rank's own error is passed on.
-    """
-    if trainer.world_size == 1:
-        return work()
-    error: Exception | None = None
-    try:
-        result = work()
-    except Exception as own:
-        error = own
-    texts = _gather("" if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    if failed := "; ".join(f"rank {i}: {text}" for i, text in enumerate(texts) if text):
-        raise RankFailedError(failed)
-    return result
-
-
-def agreed(trainer: Trainer, flag: bool) -> bool:
-    """Return whether any rank says so; every rank must ask.
-
-    Args:
-        trainer: The Trainer.
-        flag: What this rank says.
-
-    Returns:
-        The same on every rank.
-    """
-    return flag if trainer.world_size == 1 else bool(_sum_over_ranks(trainer, torch.tensor(float(flag))) > 0)
-
-
-def _gather(text: str) -> list[str]:
-    """Return the texts of all ranks."""
-    texts = [""] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(texts, text)
-    return texts
-
-
-def _sum_over_ranks(trainer: Trainer, tensor: Tensor) -> Tensor:
-    if trainer.world_size == 1:
-        return tensor
-    # nccl reduces on the device only.
-    on_device = tensor.to(trainer.strategy.root_device, copy=True)
-    torch.distributed.all_reduce(on_device)  # the strategy's own would let all ranks wait for each other once more
-    return on_device.to(tensor.device)

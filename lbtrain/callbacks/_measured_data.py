@@ -1,8 +1,8 @@
 """The batches that measurements see: read once in a fixed order, and kept for the whole fit."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +24,8 @@ class Kept:
     batches: dict[Any, list[Any]] = field(default_factory=dict)
     told: bool = False
     """Whether a line has said that the data are random."""
+    looked: bool = False
+    """Whether the loss was evaluated twice, to see whether it is random."""
     reduction: str | None = None
     """What the loss does with the samples of a batch, once that is known."""
 
@@ -108,6 +110,36 @@ def check_measurable(trainer: Trainer, pl_module: LightningModule) -> None:
         )
 
 
+def check_not_empty(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse a `measure_dataloader()` whose length is known to be 0, before time is spent on training.
+
+    Args:
+        trainer: The Trainer, with its loaders set up.
+        pl_module: Its module.
+
+    Raises:
+        MisconfigurationException: If it has no batches.
+    """  # noqa: DOC502 - _refuse_no_batches raises it
+    chooser = _chooser(trainer, pl_module)
+    if chooser is None:
+        return
+    streams = random_streams(pl_module.device)
+    try:
+        with seeded(chooser, 0):
+            loader = chooser.measure_dataloader()
+    finally:
+        set_random_streams(streams, pl_module.device)
+    if isinstance(loader, Sized) and len(loader) == 0:
+        _refuse_no_batches(chooser)
+
+
+def _refuse_no_batches(chooser: Any) -> NoReturn:
+    raise MisconfigurationException(
+        f"{type(chooser).__name__}.measure_dataloader() returned no batches, so there is nothing to measure on: return "
+        "a DataLoader, or a list, with at least one batch"
+    )
+
+
 def _chooser(trainer: Trainer, pl_module: LightningModule) -> Any:
     """Return the data module or module that says itself what to measure on, or None."""
     return next((owner for owner in (trainer.datamodule, pl_module) if hasattr(owner, "measure_dataloader")), None)
@@ -130,18 +162,29 @@ def _chosen(chooser: Any, trainer: Trainer, seed: int) -> tuple[list[Any], bool]
     """Return this rank's share of `measure_dataloader()`, and whether its first batch came again."""
     with seeded(chooser, seed):  # before the loader is made: it may draw when it is
         batches = list(chooser.measure_dataloader())
+    if not batches:
+        _refuse_no_batches(chooser)
     with seeded(chooser, seed + 1):
         again = next(iter(chooser.measure_dataloader()), None)
-    steady = not batches or same_values(batches[0], again)
+    steady = same_values(batches[0], again)
     return batches[trainer.global_rank :: trainer.world_size], steady
 
 
 def _of_training(
     trainer: Trainer, num_samples: int | None, batch_size: int | None, seed: int
 ) -> tuple[list[Any], bool]:
-    """Return this rank's share of the training data set in order, and whether its first samples came again."""
+    """Return this rank's share of the training data set in order, and whether its first samples came again.
+
+    Raises:
+        MisconfigurationException: If it is empty.
+    """
     loader = trainer.train_dataloader
     data, count = loader.dataset, len(loader.dataset)
+    if count == 0:
+        raise MisconfigurationException(
+            "the training data set is empty, so there is nothing to measure on: define measure_dataloader() on the "
+            "data module or the module, returning the batches to measure on"
+        )
     chosen = list(range(count))
     if num_samples is not None and num_samples < count:
         draw = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

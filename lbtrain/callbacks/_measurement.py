@@ -4,12 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from lbtrain._lightning import Callback, LightningModule, Trainer
+from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from lbtrain.callbacks._agreement import agreed, together
 from lbtrain.callbacks._interruption import stoppable
-from lbtrain.callbacks._measure import agreed, refuse_sharded
-from lbtrain.callbacks._measured_data import check_measurable, forget_batches
+from lbtrain.callbacks._measure import refuse_sharded
+from lbtrain.callbacks._measured_data import check_measurable, check_not_empty, forget_batches, kept_for
 from lbtrain.callbacks._measuring_bar import MeasuringBar
 from lbtrain.callbacks._objective import refuse_manual_optimization
+from lbtrain.callbacks._random_loss import check_repeatable
 from lbtrain.callbacks._sharded_measure import refuse_shards
 from lbtrain.callbacks._trainer import is_optimizer_step, publish
 from lbtrain.callbacks.step_time import StepTime
@@ -69,6 +71,15 @@ class Measurement(Callback, ABC):
         """Publish figures of `.result` and `.tracks`; none unless a subclass has some."""
 
     @property
+    def own_keys(self) -> dict[str, str]:
+        """Metric keys that no other callback of this class may publish too, each with what to do if one does."""
+        matrix = getattr(self, "matrix", None)  # whose name the metric keys of a spectrum begin with
+        if matrix is None:
+            return {}
+        other = "hessian" if matrix == "ggn" else "ggn"
+        return {f"{matrix}/...": f"give one of them the arguments of both, or measure matrix={other!r} with the other"}
+
+    @property
     def state_key(self) -> str:
         """The name of this callback's state in a checkpoint."""
         return self._generate_state_key(**{name: getattr(self, name, None) for name in self.identity})
@@ -87,13 +98,22 @@ class Measurement(Callback, ABC):
             refuse_manual_optimization(pl_module, type(self).__name__)
             if not self.serves_shards:
                 refuse_sharded(trainer, type(self).__name__)
+            self._refuse_double(trainer)
             forget_batches(trainer)
             self.result, self.tracks = None, []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse data, and shards of parameters, that could not be measured on."""
         check_measurable(trainer, pl_module)
+        check_not_empty(trainer, pl_module)
         refuse_shards(trainer, pl_module, type(self).__name__)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Refuse, before the first step of a fit, a loss that is no function of the weights."""
+        # Not in on_train_start: what training_step needs may come from the module's hooks at the start of an epoch.
+        if not kept_for(trainer).looked:
+            seed = getattr(self, "seed", 0)
+            together(trainer, lambda: check_repeatable(trainer, pl_module, lambda: batch, seed))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,6 +148,19 @@ class Measurement(Callback, ABC):
         """  # noqa: DOC502 - _run raises it
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._run(self.measure, trainer, pl_module, step, final=True)
+
+    def _refuse_double(self, trainer: Trainer) -> None:
+        """Refuse another callback whose numbers would mix with these under one key.
+
+        Raises:
+            MisconfigurationException: With the way out.
+        """
+        others = [c for c in trainer.callbacks if type(c) is type(self) and c is not self]
+        for key, move in self.own_keys.items():
+            if any(key in other.own_keys for other in others):
+                raise MisconfigurationException(
+                    f"two {type(self).__name__} callbacks would publish different numbers under {key}: {move}"
+                )
 
     def _track(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         # A step without an update, or an epoch that ends with a step just measured: the weights are the same.

@@ -13,6 +13,7 @@ from lbtrain._lightning import Trainer, rank_zero_info
 from lbtrain.functional.progress import Progress
 
 _LONG = 10.0  # seconds after which a line is due where no bar can be shown: as long as a user may wait unaware
+_FEWEST = 8  # products of a stage before its time left is told: the first ones build graphs
 _WINDOW = 16  # products that the decline of the residual is read off: Lanczos residuals fall by leaps
 
 
@@ -55,6 +56,8 @@ class MeasuringBar:
             progress: The state after it.
         """
         left = self._pace.left(progress, time.perf_counter() - self._start)
+        if self._bar.disable and math.isfinite(progress.residual):
+            left = math.nan  # a line that stays must be right: only products that are counted give a time
         text = f"{self._name}: {words(progress, left)}"
         if not self._bar.disable:
             total, done = progress.limit, progress.num_matvecs
@@ -81,19 +84,22 @@ class Pace:
 
         Returns:
             Seconds until the residual meets its tolerance if it goes on falling by the same factor in the same time,
-            and no longer than the products left would take at the pace of this stage; NaN where nothing is known yet.
+            and no longer than the products left would take at the pace of this stage; NaN where nothing is known: in
+            the first products of a stage, and where the residual has met its tolerance and the search goes on.
         """
         if progress.stage != self._stage:
             self._stage, self._began, self._seen = progress.stage, now, deque(maxlen=_WINDOW)
-            self._first = progress.num_matvecs
+            self._first, self._calls = progress.num_matvecs, 0
+        self._calls += 1
         done = progress.num_matvecs - self._first
         by_count = (now - self._began) / done * (progress.limit - progress.num_matvecs) if done > 0 else math.nan
+        known = self._calls >= _FEWEST
         if not (progress.residual > 0 and progress.tol > 0):
-            return by_count
+            return by_count if known else math.nan
         self._seen.append((now, math.log(progress.residual / progress.tol)))
         (then, high), (_, low) = self._seen[0], self._seen[-1]
-        if low <= 0:
-            return 0.0
+        if low <= 0 or not known:
+            return math.nan
         return min(low * (now - then) / (high - low), by_count) if high > low else by_count
 
 

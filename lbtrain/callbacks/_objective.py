@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer
 from lbtrain.callbacks._traceless import set_random_streams
+from lbtrain.functional._outputs import tensors_in
 
 
 class TrainingLoss:
@@ -53,10 +54,39 @@ class TrainingLoss:
 
         Raises:
             MisconfigurationException: If `training_step` gives no loss for this batch.
+        """  # noqa: DOC502 - _loss_of raises it
+        return self._loss_of(self._output(batch, batch_idx, streams), batch_idx)
+
+    def with_outputs(
+        self, batch: Any, batch_idx: int = 0, streams: dict[str, Any] | None = None
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Return the training loss of a batch, and the network's outputs if `training_step` returns them beside it.
+
+        Args:
+            batch: On the device, as `training_step` gets it.
+            batch_idx: The index that `training_step` is told.
+            streams: Random-number state to start from, as for the loss alone.
+
+        Returns:
+            The loss, or `(loss, outputs)` where `training_step` returns a dict with tensors under 'outputs' that depend
+            on a parameter.
         """
+        output = self._output(batch, batch_idx, streams)
+        loss, outputs = self._loss_of(output, batch_idx), output.get("outputs") if isinstance(output, Mapping) else None
+        return (loss, outputs) if tensors_in(outputs) else loss
+
+    def _output(self, batch: Any, batch_idx: int, streams: dict[str, Any] | None) -> Any:
         if streams is not None:
             set_random_streams(streams, self._module.device)
-        output = self._step(batch, batch_idx) if self._takes_index else self._step(batch)
+        return self._step(batch, batch_idx) if self._takes_index else self._step(batch)
+
+    @staticmethod
+    def _loss_of(output: Any, batch_idx: int) -> Tensor:
+        """Return the loss in what `training_step` returned.
+
+        Raises:
+            MisconfigurationException: If there is none.
+        """
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise MisconfigurationException(

@@ -33,6 +33,11 @@ class Wanted:
     arguments: Mapping[str, Any]
     """Those that were given."""
 
+    @property
+    def definition(self) -> str:
+        """What `kind` was given, or would be to say the same."""
+        return f"{_PREFIX}{self.kind}" if self.of_batches else self.kind
+
     def take(self, loss: MeanLoss, module: nn.Module, generator: Generator) -> Found:
         """Measure.
 
@@ -53,12 +58,12 @@ class Wanted:
         return found
 
 
-def read(measures: Iterable[Any] | Mapping[str, Any]) -> tuple[Wanted, ...]:
+def read(measures: str | Iterable[Any] | Mapping[str, Any]) -> tuple[Wanted, ...]:
     """Read which measures are asked for, with which arguments.
 
     Args:
-        measures: Names, or one-entry mappings from a name to arguments, in a list; or one mapping from names to
-            arguments. A name of your own is possible where the arguments name the definition: `kind`.
+        measures: Names, or one-entry mappings from a name to arguments, in a list; or one name; or one mapping from
+            names to arguments. A name of your own is possible where the arguments name the definition: `kind`.
 
     Returns:
         One entry per measure, in order.
@@ -79,8 +84,9 @@ def read(measures: Iterable[Any] | Mapping[str, Any]) -> tuple[Wanted, ...]:
 
 
 def _entries(measures: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if isinstance(measures, str) or not isinstance(measures, Iterable):
-        raise ValueError(f"measures must be a list of names or a mapping, got {measures!r}; for example ['{measures}']")
+    measures = [measures] if isinstance(measures, str) else measures
+    if not isinstance(measures, Iterable):
+        raise ValueError(f"measures must be a list of names or a mapping, got {measures!r}; for example ['sam']")
     for entry in measures.items() if isinstance(measures, Mapping) else measures:
         if isinstance(entry, Mapping) and len(entry) == 1:
             entry = next(iter(entry.items()))

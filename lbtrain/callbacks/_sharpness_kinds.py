@@ -100,14 +100,38 @@ def flatness_of_layer(
         loss: Mean loss.
         params: Its parameters.
         module: Whose parameters they are.
-        layer: Name of a submodule with a weight, or of a parameter; None for the last linear layer.
+        layer: Name of a submodule with a weight, or of a parameter; None for the last linear layer that the loss
+            depends on.
         num_probes: Largest number of products; None for the exact sum.
         generator: Source of the probes.
 
     Returns:
         In the unit of the loss.
     """
-    return relative_flatness(loss, weight_of(module, layer), num_probes=num_probes, generator=generator)
+    weight = weight_of(module, layer) if layer is not None else _last_in_use(loss, candidates(module))
+    return relative_flatness(loss, weight, num_probes=num_probes, generator=generator)
+
+
+def _last_in_use(loss: MeanLoss, weights: Sequence[Tensor]) -> Tensor:
+    """Return the last of these weights that the loss depends on; every rank must ask.
+
+    Raises:
+        MisconfigurationException: If it depends on none.
+    """
+    in_use = torch.zeros(len(weights), dtype=torch.float64, device=loss.device)
+    with torch.enable_grad():
+        for evaluate in loss.losses:
+            gradients = torch.autograd.grad(evaluate(), weights, allow_unused=True)
+            in_use += torch.tensor([float(g is not None) for g in gradients]).to(in_use)
+            if in_use[-1] > 0:
+                break
+    found = loss.total(in_use).nonzero()
+    if not len(found):
+        raise MisconfigurationException(
+            "relative_flatness of layer=None: the loss depends on the weight of no linear layer: set layer to the name "
+            "of a layer that it depends on"
+        )
+    return weights[int(found[-1])]
 
 
 def weight_of(module: nn.Module, layer: str | None) -> Tensor:
@@ -124,19 +148,36 @@ def weight_of(module: nn.Module, layer: str | None) -> Tensor:
     Raises:
         MisconfigurationException: If there is none, or it is not trained, or it has fewer than two axes.
     """
-    named = {plain_name(name): p for name, p in module.named_parameters() if p.requires_grad and p.dim() > 1}
+    named = _named(module)
     if layer is not None:
         found = named.get(layer, named.get(f"{layer}.weight"))
     else:
-        linear = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
-        trained = {id(p) for p in named.values()}
-        found = next(reversed([w for w in linear if id(w) in trained] or [None, *named.values()]))
+        found = next(reversed([None, *candidates(module)]))
     if found is None:
         raise MisconfigurationException(
             f"relative_flatness of layer={layer!r}: no trained parameter of that name has two axes or more; there are "
             f"{', '.join(named) or 'none'}"
         )
     return found
+
+
+def candidates(module: nn.Module) -> list[Tensor]:
+    """Return the weights of which the default of relative flatness is the last that is in use.
+
+    Args:
+        module: The module.
+
+    Returns:
+        Trained weights of linear layers, in order, or if there is none all trained parameters with two axes or more.
+    """
+    named = _named(module)
+    linear = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
+    trained = {id(p) for p in named.values()}
+    return [w for w in linear if id(w) in trained] or list(named.values())
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return {plain_name(name): p for name, p in module.named_parameters() if p.requires_grad and p.dim() > 1}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_info
@@ -14,6 +15,7 @@ from lbtrain.callbacks._hessian_arguments import Questions, check_hessian_argume
 from lbtrain.callbacks._hessian_figures import draw
 from lbtrain.callbacks._hessian_result import HessianResult, TrackedCurvature
 from lbtrain.callbacks._hessian_run import HessianRun
+from lbtrain.callbacks._hessian_trial import try_gauss_newton
 from lbtrain.callbacks._measure import check_measure_arguments, mean_training_loss
 from lbtrain.callbacks._measurement import Measurement
 from lbtrain.callbacks._sharded_measure import count_parameters, refuse_engine
@@ -107,12 +109,15 @@ class HessianSpectrum(Measurement):
         # Where the next tracked measurement starts.
         self._vectors: Tensor | None = None
         self._edge_vector: Tensor | None = None
+        self._tried = False
+        self._vectors_of: list[tuple[str, torch.Size]] = []  # trainable parameters, which may change during training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what has no training loss or no whole parameters; forget the last fit."""
         super().setup(trainer, pl_module, stage)
         refuse_engine(trainer, type(self).__name__, self.matrix, self.engine)
         self._vectors = self._edge_vector = None
+        self._tried = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what could not be measured.
@@ -127,6 +132,13 @@ class HessianSpectrum(Measurement):
                 f"top_k={self.top_k} eigenvalues of a Hessian with {count} rows, one per trainable parameter: ask "
                 f"for at most {count}"
             )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Refuse, before the first step of a fit, a loss that is no function of the weights or has no such matrix."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.matrix == "ggn" and not self._tried:
+            self._tried = True
+            try_gauss_newton(trainer, pl_module, batch, self.engine)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> HessianResult:
         """Return all that is asked for, at the current weights; every rank takes part.
@@ -156,6 +168,9 @@ class HessianSpectrum(Measurement):
             The eigenvalues with their residuals, and the stability of the optimizer in use.
         """
         start = time.perf_counter()
+        trainable = [(name, p.shape) for name, p in pl_module.named_parameters() if p.requires_grad]
+        if trainable != self._vectors_of:  # vectors of other parameters are no start
+            self._vectors, self._edge_vector, self._vectors_of = None, None, trainable
         with self._run_on(trainer, pl_module) as run:
             found = run.tops(self._vectors, self._edge_vector)
         self._vectors = run.spectrum.vectors if math.isfinite(run.spectrum.lambda_max) else None
@@ -175,4 +190,4 @@ class HessianSpectrum(Measurement):
             named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
             optimizer = trainer.optimizers[0] if trainer.optimizers else None
             asked = Questions(**{f.name: getattr(self, f.name) for f in fields(Questions)})
-            yield HessianRun(loss, named, optimizer, asked, self.watch)
+            yield HessianRun(loss, named, optimizer, asked, self.watch, str(trainer.precision))

@@ -56,7 +56,7 @@ class Sharpness(Measurement):
 
     def __init__(
         self,
-        measures: Iterable[Any] | Mapping[str, Any] = ("keskar", "sam", "average", "adaptive"),
+        measures: str | Iterable[Any] | Mapping[str, Any] = ("keskar", "sam", "average", "adaptive"),
         *,
         normalize_logits: bool = False,
         num_samples: int | None = None,
@@ -80,6 +80,12 @@ class Sharpness(Measurement):
         self.graph_memory_mb = graph_memory_mb
         self.seed = seed
         self.result: SharpnessResult | None = None
+
+    @property
+    def own_keys(self) -> dict[str, str]:
+        """The key of each measure, and how to give it another."""
+        move = "give one of them a name of its own, measures={{'{}_2': {{'kind': '{}'}}}}, or measure it once"
+        return {f"sharpness/{w.name}": move.format(w.name, w.definition) for w in self._wanted}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what could not be measured."""

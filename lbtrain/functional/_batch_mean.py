@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,20 +36,21 @@ class BatchMean:
         should_stop: Says whether the user asked to stop.
 
     Raises:
-        ValueError: If there is no parameter, one of them has no gradient or is complex, or losses and weights differ in
-            number.
+        ValueError: If there is no parameter, one of them is listed twice, has no gradient or is complex, or losses and
+            weights differ in number.
     """
 
     def __init__(
         self,
-        params: Sequence[Tensor],
-        losses: Sequence[Loss],
-        weights: Sequence[float],
+        params: Iterable[Tensor],
+        losses: Iterable[Loss],
+        weights: Iterable[float],
         *,
         all_reduce: AllReduce | None = None,
         gather: Gather | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
+        params, losses, weights = listed_once(params), tuple(losses), tuple(weights)
         if not params or not all(p.requires_grad for p in params):
             raise ValueError(
                 f"params must be one or more tensors that require a gradient, got {len(params)} tensors of which "
@@ -167,6 +168,24 @@ class BatchMean:
     def _stack(self, values: list[Tensor]) -> Tensor:
         """Return the values of the local batches in double precision, shape ``(B,)``, empty without batches."""
         return torch.stack([v.detach().to(self._wide) for v in values]) if values else self._wide
+
+
+def listed_once(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Return the parameters, each of which must be there once: a second time would double its part of every product.
+
+    Raises:
+        ValueError: If it is one tensor in place of several, or one of them is there twice.
+    """
+    if isinstance(params, Tensor):
+        raise ValueError(f"params must be several tensors, got one of shape {tuple(params.shape)}; pass [tensor]")
+    listed = tuple(params)
+    double = len(listed) - len({id(p) for p in listed})
+    if double:
+        raise ValueError(
+            f"params must list each tensor once, got {len(listed)} of which {double} repeat an earlier one; "
+            "list(dict.fromkeys(params)) leaves the repeats out"
+        )
+    return listed
 
 
 def add_rows(targets: Sequence[Tensor], rows: Gradient, factor: float) -> None:

@@ -129,8 +129,8 @@ class Run:
             residuals=tuple(bounds + missing),
             lambda_min=search.minimum[0],
             lambda_min_residual=search.minimum[1],
-            # Rounding may lift the measured residual a little above its bound; more than twice is noise worth telling.
-            converged=search.settled and not interrupted and bounds[0] <= 2 * search.slack,
+            # The bounds are below the slack where the search has settled; noise lifts the measured residual above it.
+            converged=search.settled and not interrupted and bounds[0] <= search.slack,
             num_matvecs=self.spent,
             vectors=self._padded(basis.vectors(ritz.coefficients[:, order])) if keep_vectors else None,
             min_vector=self._min_vector() if keep_vectors else None,

@@ -18,7 +18,10 @@ from lbtrain.functional.vectors import flatten, norm
 
 # The gradient through the outputs and the whole one may differ by this share: roundings, which grow with the network.
 _ROUNDED = 1e-3
-_SAY_OUTPUTS = 'return the outputs beside the loss, as (loss, outputs) or {"loss": loss, "outputs": outputs}'
+_SAY_OUTPUTS = (
+    'return the outputs beside the loss: {"loss": loss, "outputs": outputs} from training_step or a function of the '
+    "batch, or (loss, outputs) from the latter"
+)
 
 
 class GaussNewtonGraph:
@@ -176,8 +179,8 @@ class GaussNewtonMatrix:
             )
         if loss.requires_grad and not outputs:
             raise ValueError(
-                f"found no loss function of torch.nn.functional in losses[{i}], so that the network's outputs are not "
-                f"known; {_SAY_OUTPUTS}"
+                f"found no loss function of torch.nn.functional in the loss of batch {i}, so that the network's "
+                f"outputs are not known; {_SAY_OUTPUTS}"
             )
         if i not in self._inspected:
             self._refuse_other_paths(loss, outputs, i)
@@ -199,8 +202,9 @@ class GaussNewtonMatrix:
         rest = norm([_flat(whole, suspects) - _flat(through, suspects)])
         if rest > _ROUNDED * norm([_flat(whole, suspects)]):
             raise ValueError(
-                f"losses[{i}] depends on the parameters not only through the outputs, for example by a penalty on the "
-                'weights, which has no Gauss-Newton matrix; leave the penalty out, or take matrix="hessian"'
+                f"the loss of batch {i} depends on the parameters not only through the outputs, for example by a "
+                "penalty on the weights or because it was not computed from the outputs returned beside it, and has no "
+                'Gauss-Newton matrix then; leave the penalty out, or take matrix="hessian"'
             )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from lbtrain.functional._batch_losses import BatchLosses
+from lbtrain.functional._batch_mean import listed_once
 from lbtrain.functional._double_backward import NoSecondDerivativeError
 from lbtrain.functional._engines import Differences, Step
 from lbtrain.functional._matrices import HessianMatrix, Matrix
@@ -38,8 +39,9 @@ class HessianOperator(MeanLoss):
 
     Args:
         loss: Maps a batch to its scalar loss at the current weights, with its graph.
-        params: Leaf parameters that require a gradient, ``n`` entries together, each listed once.
-        batches: The batches of this rank, of any kind; a list, so that each product sees the same data.
+        params: Leaf parameters that require a gradient, ``n`` entries together, each listed once, as
+            ``model.parameters()`` gives them.
+        batches: The batches of this rank, of any kind; read once and kept, so that each product sees the same data.
         sizes: Samples in each batch; None takes the first dimension of the first tensor found in it.
         reduction: How the loss reduces a batch: "mean" or "sum" over its samples. The operator is of the mean.
         matrix: "hessian" or "ggn".
@@ -54,7 +56,7 @@ class HessianOperator(MeanLoss):
         reason: Why ``engine`` is not double backward though "auto" was asked for, one sentence, or "".
 
     Raises:
-        ValueError: If an argument is out of range, or the samples of a batch cannot be counted.
+        ValueError: If an argument is out of range, a parameter is there twice, or a batch's samples cannot be counted.
 
     Example:
         >>> import torch
@@ -75,8 +77,8 @@ class HessianOperator(MeanLoss):
     def __init__(
         self,
         loss: Callable[[Any], Any],
-        params: Sequence[Tensor],
-        batches: Sequence[Any],
+        params: Iterable[Tensor],
+        batches: Iterable[Any],
         *,
         sizes: Sequence[int] | None = None,
         reduction: str = "mean",
@@ -95,9 +97,10 @@ class HessianOperator(MeanLoss):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         self.matrix, self.reason, self._asked = matrix, "", engine
+        batches = list(batches)
         counts: list[int] = []  # of all batches, before one of them is evaluated
         super().__init__(
-            params,
+            listed_once(params),
             [partial(_per_sample, loss, batch, counts, i) for i, batch in enumerate(batches)]
             if reduction == "sum"
             else [partial(loss, batch) for batch in batches],

@@ -35,7 +35,8 @@ def trace(
     ``hutchinson`` where few eigenvalues dominate. Memory: about 3 k vectors.
     ``xtrace``, with ``k = num_matvecs // 2``: uses each of ``k`` vectors for the basis and, left out of it in turn, for
     what is left. Exact for a rank below ``k``. Its ``k`` terms share most of the basis, so its standard error is
-    approximate: 25 % too small on a flat spectrum. Memory: about 5 k vectors.
+    too small: on a network's Hessian of dimension 67 the errors were 1.27 times as large as it says with 30 products,
+    and 1.74 times with 12; take ``hutch++`` where the bar matters. Memory: about 5 k vectors.
     Where ``num_matvecs >= dim`` the columns of ``H`` are taken instead, and the result is exact.
 
     Args:

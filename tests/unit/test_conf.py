@@ -179,3 +179,17 @@ def test_what_would_end_a_run_as_it_starts_is_found_before(overrides, problem):
 @pytest.mark.parametrize("path", ["last", "s3://bucket/last.ckpt", str(CONF / "train.yaml")])
 def test_a_checkpoint_that_may_be_there_is_left_to_lightning(path):
     validate(_compose(f"ckpt_path={path}"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {"keskar": {}, "sam": {}, "average": {}, "adaptive": {}}),
+        (["callbacks.sharpness.measures=[sam]"], {"sam": {}}),
+        (["callbacks.sharpness.measures={sam:{rho:0.1}}"], {"sam": {"rho": 0.1}}),
+    ],
+)
+def test_measures_of_sharpness_may_be_a_list_or_a_mapping(given, expected):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["callbacks=[sharpness]", *given])
+    assert instantiate(cfg.callbacks.sharpness).measures == expected

@@ -61,6 +61,20 @@ def test_members_of_the_user_s_own_directory_count(tmp_path, monkeypatch):
     assert cli._members("") == []
 
 
+@pytest.mark.parametrize(("word", "near"), [("mesure", "measure"), ("scales", "scale")])
+def test_a_mistyped_command_is_answered_with_the_nearest(word, near, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lbtrain", word, "ckpt_path=x"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"lbtrain: there is no command {word!r}. Did you mean {near!r}?\n"
+
+
+@pytest.mark.parametrize("words", [[], ["measure"], ["scale=1"], ["--help"], ["xyzzy"]])
+def test_other_first_words_are_left_to_what_reads_them(words):
+    cli._refuse_near_word(words)
+
+
 def failure(error):
     try:
         raise error

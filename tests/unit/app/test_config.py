@@ -15,6 +15,10 @@ def test_keys_are_dotted_and_values_resolved():
     assert rows == {"a.b": 1, "a.c.0": "x", "a.c.1": 0.5, "d": 1, "e": None, "f": True, "h.torch.SGD": 1}
 
 
+def test_a_list_that_a_resolver_makes_is_a_list():
+    assert _flat("a: '${oc.create:[x,{y: 1}]}'") == {"a.0": "x", "a.1.y": 1}
+
+
 def test_copies_of_nodes_and_machine_paths_are_left_out():
     rows = _flat(
         "hydra: {x: 1}\npaths: {root: /r}\noptimizer: {lr: 1}\nmodel: {optimizer: '${optimizer}'}\n"

@@ -100,7 +100,10 @@ def test_names_that_hydra_cannot_read_are_taken_as_they_are(name, tmp_path):
     ("words", "message"),
     [
         (["seed=1"], "ckpt_path is missing: write ckpt_path=RUN/checkpoints/last.ckpt"),
-        (["ckpt_path="], "ckpt_path is missing"),
+        (["ckpt_path="], "ckpt_path is missing: write"),
+        (["ckpt=a.ckpt"], "ckpt_path is missing: got 'ckpt=a.ckpt', did you mean ckpt_path=a.ckpt?"),
+        (["seed=1", "run/x.ckpt"], "got 'run/x.ckpt', did you mean ckpt_path=run/x.ckpt?"),
+        (["checkpoint=b.ckpt"], "did you mean ckpt_path=b.ckpt?"),
         (["ckpt_path=a", "ckpt_path=b"], "ckpt_path is given twice"),
         (["ckpt_path=a.ckpt,b.ckpt"], "names 2 checkpoints .a.ckpt, b.ckpt.: give one, or measure all with -m"),
         (["ckpt_path=*.ckpt"], "no checkpoint matches"),

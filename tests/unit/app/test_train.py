@@ -125,4 +125,22 @@ def test_table_shows_what_is_known_and_nothing_else(capsys):
 
 def test_table_of_a_diverged_run(capsys):
     table.show({"train/loss": float("nan"), "test/loss": float("inf")}, "d")
-    assert "nan" in capsys.readouterr().out
+    assert "\ndiverged: train/loss is nan, test/loss is inf\n" in capsys.readouterr().out
+    table.show({"train/loss": 1.0}, "d")
+    assert "diverged" not in capsys.readouterr().out
+
+
+def test_table_shows_every_measure_and_every_matrix_with_its_error(capsys):
+    sharpness = {"sharpness/m_keskar": 2.0, "sharpness/m_keskar_stderr": 0.25, "sharpness/keskar_corner": 1.0}
+    named = {"sharpness/wide[0]": 3.0, "sharpness/scaled_hessian": 4.0, "sharpness/scaled_hessian_residual": 1.0}
+    matrix = {"ggn/lambda_max": 5.0, "ggn/trace": 6.0, "ggn/trace_stderr": 0.5, "hessian/lambda_max": 7.0}
+    table.show({**sharpness, **named, **matrix, "sharpness/interrupted": 0.0}, "d")
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if len(row) == 2] == [
+        ["lambda_max", "7 (largest Hessian eigenvalue)"],
+        ["ggn: lambda_max", "5 (largest Gauss-Newton eigenvalue)"],
+        ["ggn: trace", "6 ± 0.5"],
+        ["sharpness, m_keskar", "2 ± 0.25 % of 1 + loss"],
+        ["sharpness, wide[0]", "3"],
+        ["sharpness, scaled_hessian", "4 loss"],
+    ]

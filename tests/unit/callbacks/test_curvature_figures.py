@@ -24,7 +24,8 @@ from lbtrain.callbacks._curvature_figures import (
     plane_figure,
     tracks_figure,
 )
-from lbtrain.callbacks._drawing import BLUE, ORANGE, levels_between, png_of
+from lbtrain.callbacks._drawing import BLUE, ORANGE, between, levels_between, png_of
+from lbtrain.callbacks._landscape_figures import _smooth
 from lbtrain.callbacks._pictures import publish_figure, run_directory
 from lbtrain.functional.density import density
 from lbtrain.functional.landscape import LossLine, LossPlane
@@ -133,8 +134,8 @@ def test_the_density_is_drawn_down_to_a_tenth_of_a_single_eigenvalue():
     assert curves(figure)[_drawing.GREY.upper(), ":"][1] == [alone, alone]
     marks = [drawn.get_xdata()[0] for drawn in axes.lines if to_hex(drawn.get_color()).upper() == ORANGE]
     assert marks == [-0.75, 6.5]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["height of one eigenvalue"]
     assert [text.get_text() for text in axes.texts] == [
-        "one eigenvalue",
         r"$\lambda_{\min}$ = -0.75",
         r"$\lambda_{\max}$ = 6.5",
     ]
@@ -152,7 +153,7 @@ def test_tracks_show_the_edge_where_stability_would_be_one():
     assert drawn[ORANGE, "--"] == ([0, 10, 20], pytest.approx([20.0, 20.0, 20.0]))  # 2 / lr
     solid = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [list(line.get_ydata()) for line in solid] == [[5.0, 9.0, 12.0], [2.5, 4.5, 6.0], [0.25, 0.45, 0.6]]
-    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == [r"$\lambda_{1}$", r"$\lambda_{2}$", r"$\lambda_{10}$", "edge of stability, 2/lr"]
     assert figure.axes[0].get_yscale() == "log"
     assert figure.get_label() == (
@@ -174,7 +175,7 @@ def test_tracks_show_the_edge_where_stability_would_be_one():
     ],
 )
 def test_the_edge_bears_the_name_of_its_law(law, name):
-    assert tracks_figure(tracks(), law=law).axes[0].get_legend().get_texts()[-1].get_text() == name
+    assert tracks_figure(tracks(), law=law).legends[0].get_texts()[-1].get_text() == name
 
 
 def test_tracks_leave_out_what_was_not_finite_or_has_no_edge():
@@ -212,6 +213,42 @@ def test_what_is_not_finite_on_a_line_or_plane_is_left_out():
     assert curves(line_figure(line((INF, 1.0, 2.0)), curvature=2.0))[BLUE, "-"] == ([0.0, 2.0], [1.0, 2.0])
     figure = plane_figure(plane(((1.0, 2.0), (NAN, 4.0), (INF, 5.0))))
     assert "from 1 at (-1, -0.5) to 5." in figure.get_label()
+
+
+def test_titles_name_the_matrix():
+    for kind, name in (("hessian", ""), ("ggn", "Gauss-Newton ")):
+        drawn = [
+            density_figure(spectral_density(1), matrix=kind),
+            tracks_figure(tracks(), matrix=kind),
+            layers_figure(layers(), matrix=kind),
+        ]
+        titles = [figure.axes[0].get_title(loc="left") for figure in drawn]
+        sharpness = f"{name}sharpness by layer"
+        assert titles == [
+            f"Density of the {name}eigenvalues",
+            f"Largest {name}eigenvalues during training",
+            sharpness[0].upper() + sharpness[1:],
+        ]
+
+
+@pytest.mark.parametrize("places", [(-1.0, 2.0), (-1.0, 0.0, 2.0), (-2.0, -1.0, 0.0, 0.5, 3.0, 4.0)])
+def test_between_points_a_polynomial_stays_what_it_is(places):
+    points, weights = between(places, 13)
+    for power in range(min(4, len(places))):
+        expected = points**power
+        torch.testing.assert_close(weights @ torch.tensor(places, dtype=torch.float64) ** power, expected)
+
+
+def test_a_plane_is_drawn_by_its_values_and_within_them():
+    places = tuple(i / 4 for i in range(-4, 5))
+    rise = LossPlane(places, places, tuple(tuple(a * a + 3 * b * b + a for b in places) for a in places), 0.0, 81)
+    x, y, rows = _smooth(rise, -0.25, 5.0)
+    a, b = np.meshgrid(x, y)
+    assert rows.shape == (101, 101)
+    assert rows == pytest.approx(a * a + 3 * b * b + a)
+    steep = LossPlane(places, places, tuple(tuple(1.0 + 1e4 * (a > 0) for _ in places) for a in places), 1.0, 81)
+    rows = _smooth(steep, 1.0, 10001.0)[2]
+    assert (rows.min(), rows.max()) == (1.0, 10001.0)
 
 
 def test_contours_are_even_in_the_logarithm_where_the_loss_spans_decades():

@@ -106,6 +106,7 @@ def test_one_batch_cannot_be_split():
     assert math.isnan(result.split)
     assert math.isnan(result.over_batches.stderr)
     assert math.isnan(trainer.callback_metrics["hessian/lambda_max_split"])
+    assert "one batch gives no standard error over the data" in result.sentence()
 
 
 class TwoLayers(LightningModule):
@@ -136,6 +137,7 @@ def test_layers_have_the_spectra_of_their_own_blocks():
     assert metrics["hessian/layer/second/lambda_min"].item() == pytest.approx(-2.0)
     assert metrics["hessian/layer/second/lambda_min_residual"].item() < 1e-6
     assert metrics["hessian/layer/second/trace"].item() == pytest.approx(1.0)
+    assert metrics["hessian/layer/second/trace_stderr"].item() == result.layers["second"].trace.stderr
 
 
 def test_a_saddle_is_told_with_the_layer_that_leads_down(capsys, caplog):
@@ -165,6 +167,33 @@ def test_the_verdict_is_that_of_the_quadratic(spectrum, start, height, kind):
     result, _ = measured(Scaled(matrix_with(spectrum), w, height=height), scales(1.0, 1.0), top_k=1)
     assert result.critical_point.kind == kind
     assert result.sentence().startswith(f"hessian: {kind}")
+    assert "does not depend on the parameters" not in result.sentence()
+
+
+def test_a_constant_loss_is_said_to_be_one():
+    result, _ = measured(Scaled(torch.zeros(3, 3).double(), double([1.0, 2.0, 3.0]), height=1.0), scales(1.0), top_k=1)
+    assert "the loss does not depend on the parameters" in result.sentence()
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "why"),
+    [
+        ("bf16-mixed", {"tol": 1e-6}, "residual above tol=1e-06: products are rounded in precision bf16-mixed"),
+        ("32-true", {"max_matvecs": 3}, "not converged within max_matvecs=3 products"),
+        ("32-true", {}, ""),
+    ],
+)
+def test_what_has_not_converged_says_why(precision, options, why):
+    callback = HessianSpectrum(top_k=1, figures=(), **options)
+    fit(Plain(), digits_like(), [callback], precision=precision)
+    spectrum = callback.result.spectrum
+    assert spectrum.converged == (not why)
+    assert callback.result.unconverged.startswith(why)
+    assert bool(callback.result.unconverged) == bool(why)
+    assert why in callback.result.sentence()
+    if spectrum.converged:
+        size = max(spectrum.lambda_max, -spectrum.lambda_min)
+        assert max(*spectrum.residuals, spectrum.lambda_min_residual) <= 1e-3 * size
 
 
 def test_a_stability_that_is_not_known_is_said_with_its_reason():
@@ -200,7 +229,8 @@ def test_the_gauss_newton_matrix_of_a_network_is_not_its_hessian_and_has_no_nega
 
 def test_differences_find_what_double_backward_finds():
     both = [HessianSpectrum(top_k=2, **EXACT | {"tol": 1e-5, "engine": e}) for e in ("autograd", "differences")]
-    fit(Plain(dtype=torch.float64), digits_like(dtype=torch.float64), both)
+    for callback in both:
+        fit(Plain(dtype=torch.float64), digits_like(dtype=torch.float64), [callback])
     exact, differences = (callback.result for callback in both)
     assert (exact.engine, differences.engine) == ("autograd", "differences")
     assert differences.spectrum.lambda_max == pytest.approx(exact.spectrum.lambda_max, rel=1e-4)
@@ -261,6 +291,8 @@ def test_a_trainer_that_leaves_nothing_behind_gets_no_figures(tmp_path, monkeypa
         ({"density_probes": 1.5}, "density_probes must be a whole number of probes, at least 0, got 1.5"),
         ({"density_steps": 1}, "density_steps must be a whole number of steps, at least 2, got 1"),
         ({"basis_memory_mb": 0}, "basis_memory_mb must be above 0, or None for no bound, got 0"),
+        ({"by_layer": "yes"}, "by_layer must be True or False, got 'yes'"),
+        ({"split_check": 1}, "split_check must be True or False, got 1"),
         ({"every_n_steps": 0}, "every_n_steps must be a whole number of steps, at least 1"),
     ],
 )

@@ -205,6 +205,14 @@ def test_data_without_an_order_is_refused_before_training(callback):
         fit(Untrained(), DataLoader(Stream(), batch_size=4), [callback], max_steps=2)
 
 
+@pytest.mark.parametrize("matrix", ["hessian", "ggn"])
+def test_two_spectra_of_one_matrix_are_refused(matrix):
+    other = "ggn" if matrix == "hessian" else "hessian"
+    pair = [HessianSpectrum(top_k=3, num_samples=10, matrix=matrix), HessianSpectrum(top_k=1, matrix=matrix)]
+    with pytest.raises(MisconfigurationException, match=f"under {matrix}/.* measure matrix='{other}' with the other"):
+        fit(Plain(), digits_like(), pair)
+
+
 def test_more_eigenvalues_than_parameters_are_refused_before_training():
     with pytest.raises(MisconfigurationException, match="top_k=60 eigenvalues of a Hessian with 53 rows"):
         fit(Plain(), digits_like(), [HessianSpectrum(top_k=60)])

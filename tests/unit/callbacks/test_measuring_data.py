@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
-from lbtrain import HessianSpectrum
-from lbtrain._lightning import Callback, LightningDataModule
+from lbtrain import HessianSpectrum, Sharpness
+from lbtrain._lightning import Callback, LightningDataModule, MisconfigurationException
 from lbtrain.callbacks._frozen_data import same_values
 from lbtrain.callbacks._measure import mean_training_loss
 from lbtrain.callbacks._measured_data import forget_batches, measured_batches
@@ -210,6 +211,109 @@ def test_a_measurement_draws_nothing_from_the_streams_of_training():
         return module.state_dict()
 
     assert same(trained(), trained(every_n_steps=1))
+
+
+class Choosing(Plain):
+    """Chooses what to measure on."""
+
+    def __init__(self, chosen, **options):
+        super().__init__(**options)
+        self.chosen = lambda: chosen  # in an object, which measuring does not search
+
+    def measure_dataloader(self):
+        return self.chosen()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        raise AssertionError("trained")
+
+
+@pytest.mark.parametrize("chosen", [[], DataLoader(TensorDataset(torch.ones(0, 6)))])
+def test_no_batches_to_measure_on_are_refused_before_training(chosen):
+    with pytest.raises(MisconfigurationException, match=r"Choosing.measure_dataloader\(\) returned no batches"):
+        fit(Choosing(chosen), digits_like(), [HessianSpectrum(top_k=1)])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (iter(()), r"measure_dataloader\(\) returned no batches"),
+        ([(torch.ones(0, 6), torch.ones(0).long())], r"has no samples: leave empty batches out of what measure_data"),
+    ],
+)
+def test_batches_without_samples_are_refused(chosen, message):
+    module = Choosing(chosen)
+    module.on_train_batch_end = lambda *_: None
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(module, digits_like(), [HessianSpectrum(top_k=1)])
+
+
+class Noisy(Plain):
+    """Has a loss with noise: from the global stream, a generator that it carries, or one that nothing shows."""
+
+    def __init__(self, source, **options):
+        super().__init__(**options)
+        hidden = torch.Generator().manual_seed(3)
+        self.own = torch.Generator().manual_seed(3) if source == "own" else None
+        self.draw = {
+            "none": lambda: torch.tensor(0.0),
+            "global": lambda: torch.rand(()),
+            "own": lambda: torch.rand((), generator=self.own),
+            "hidden": lambda: torch.rand((), generator=hidden),
+            "dropout": lambda: nn.functional.dropout(torch.ones(6), training=self.training).sum(),
+            "own in training": lambda: torch.rand((), generator=hidden) if self.training else torch.tensor(0.5),
+        }[source]
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + self.draw())
+
+
+@pytest.mark.parametrize(
+    ("source", "told"), [("none", 0), ("global", 1), ("own", 1), ("dropout", 0), ("own in training", 0)]
+)
+def test_a_random_loss_is_told_once_and_training_goes_on_as_without_measuring(caplog, source, told):
+    def trained(*callbacks):
+        module = Noisy(source)
+        fit(module, digits_like(), callbacks)
+        return module
+
+    torch.manual_seed(0)
+    caplog.set_level("INFO")
+    options = {"top_k": 1, "max_matvecs": 3, "figures": ()}
+    states = []
+    for callbacks in ([], [HessianSpectrum(every_n_steps=2, **options), Sharpness("sam_one_step")]):
+        torch.manual_seed(0)
+        module = trained(*callbacks)
+        states.append(module.state_dict())
+        if module.own is not None:
+            states[-1]["own"] = module.own.get_state()
+    assert same(*states)
+    said = [r.getMessage() for r in caplog.records if "training loss is random in eval mode" in r.getMessage()]
+    assert len(said) == told
+    assert all("frozen by seed 0" in line for line in said)
+
+
+def test_a_generator_that_the_module_carries_is_frozen_by_the_seed():
+    values = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        spectrum = HessianSpectrum(top_k=1, seed=seed, figures=())
+        fit(Noisy("own", lr=0.0), digits_like(), [spectrum])
+        values.append(spectrum.result.loss)
+    assert values[0] == values[1] != values[2]
+
+
+def test_a_generator_that_the_module_carries_draws_the_same_in_each_evaluation():
+    module, evaluating = Noisy("own"), Evaluating()
+    module.seen = SimpleNamespace(batches={})
+    fit(module, digits_like(), [evaluating])
+    assert len(set(evaluating.values)) == 1
+
+
+def test_a_loss_that_no_seed_fixes_is_refused_before_the_first_step():
+    module = Noisy("hidden")
+    module.on_train_batch_end = None  # calling it fails
+    with pytest.raises(MisconfigurationException, match="would not be functions of the weights"):
+        fit(module, digits_like(), [HessianSpectrum(top_k=1)])
 
 
 @pytest.mark.parametrize(

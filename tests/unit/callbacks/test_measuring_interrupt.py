@@ -97,7 +97,7 @@ def test_an_interrupt_after_the_eigenvalues_leaves_the_later_parts_out():
 
 def test_an_interrupt_before_the_first_product_publishes_nothing():
     callback = HessianSpectrum(**REBUILT)
-    ending = interrupted(Interrupted(at=2), callback)
+    ending = interrupted(Interrupted(at=3 + 2), callback)  # 3 look whether the loss is random
     assert isinstance(ending.exception, KeyboardInterrupt)
     assert callback.result is None
     assert not any(key.startswith("hessian/") for key in ending.metrics)
@@ -171,16 +171,19 @@ def state(num, residual=math.nan, tol=1e-3, stage="lanczos", limit=300):
 
 def test_the_time_left_is_extrapolated_from_the_decline_of_the_residual():
     pace = Pace()
-    assert math.isnan(pace.left(state(1, 1.0), 1.0))
-    assert pace.left(state(2, 0.1), 2.0) == pytest.approx(2.0)  # a factor 10 in a second, a factor 100 to go
-    assert pace.left(state(3, 1e-4), 3.0) == 0.0
+    first = [pace.left(state(i, 10 ** (-i / 8)), float(i)) for i in range(1, 8)]
+    assert all(map(math.isnan, first)), "too few products to tell"
+    assert pace.left(state(8, 0.1), 8.0) == pytest.approx(16.0)  # a factor 10 in 8 seconds, a factor 100 to go
+    assert math.isnan(pace.left(state(9, 1e-4), 9.0)), "it met its tolerance, and yet the search goes on"
 
 
 def test_the_time_left_is_that_of_the_products_left_where_no_residual_falls():
     pace = Pace()
-    pace.left(state(10, stage="trace", limit=30), 5.0)
+    for i in range(10, 20):
+        pace.left(state(i, stage="trace", limit=30), i / 2)
     assert pace.left(state(20, stage="trace", limit=30), 10.0) == pytest.approx(5.0)
-    pace.left(state(30, 1.0), 12.0)  # another stage starts anew
+    first = [pace.left(state(i, 1.0), 12 + (i - 30) / 10) for i in range(30, 37)]  # another stage starts anew
+    assert all(map(math.isnan, first))
     assert pace.left(state(40, 1.0), 13.0) == pytest.approx(26.0)
 
 
@@ -239,6 +242,17 @@ def test_a_long_measurement_without_a_bar_says_one_line(monkeypatch, caplog):
         bar(state(num, 0.4))
     assert len(caplog.records) == 1
     assert "HessianSpectrum: lanczos, 4 products" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize(("residual", "told"), [(math.nan, True), (0.5, False)])
+def test_a_line_that_stays_tells_the_time_left_only_where_products_are_counted(monkeypatch, caplog, residual, told):
+    caplog.set_level("INFO")
+    bar = MeasuringBar(FakeTrainer(), "HessianSpectrum", Console(file=io.StringIO()))
+    for num in range(1, 12):
+        bar(state(num, residual * 0.9**num))
+    monkeypatch.setattr(_measuring_bar, "_LONG", -1.0)
+    bar(state(12, residual * 0.9**12))
+    assert ("s left" in caplog.records[0].getMessage()) is told
 
 
 def test_a_measurement_tells_its_progress(monkeypatch):

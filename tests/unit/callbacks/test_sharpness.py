@@ -147,8 +147,9 @@ def test_neither_the_batch_size_nor_the_order_of_the_samples_nor_the_reduction_m
 
 def test_a_measure_says_the_same_whichever_others_are_taken():
     alone, together = Sharpness([{"average": {"num_pairs": 2}}]), Sharpness(["keskar", {"average": {"num_pairs": 2}}])
-    module = Plain(lr=0.0)
-    fit(module, digits_like(), [alone, together])
+    for sharpness in (alone, together):
+        torch.manual_seed(0)
+        fit(Plain(lr=0.0), digits_like(), [sharpness])
     assert alone.result["average"].value == together.result["average"].value
 
 
@@ -205,6 +206,38 @@ def test_relative_flatness_is_of_the_last_linear_layer_or_of_the_one_named():
     assert sharpness.result["relative_flatness"].value == sharpness.result["last"].value
     assert sharpness.result["first"].value != sharpness.result["last"].value
     assert sharpness.result["first"].detail.exact
+
+
+class Unused(Plain):
+    """Has linear layers at its end that the loss does not depend on."""
+
+    def __init__(self, used=True):
+        super().__init__(dtype=torch.float64, lr=0.0)
+        self.spare, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(3))
+        self.used = used
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) if self.used else self.scale.square().sum()
+
+
+def test_relative_flatness_passes_by_layers_that_the_loss_does_not_use():
+    loader = digits_like(dtype=torch.float64)
+    both = {"relative_flatness": {"num_probes": None}}
+    both["last"] = {"kind": "relative_flatness", "layer": "net.2", "num_probes": None}
+    sharpness = Sharpness(both)
+    fit(Unused(), loader, [sharpness])
+    assert sharpness.result["relative_flatness"].value == sharpness.result["last"].value > 0
+    with pytest.raises(MisconfigurationException, match="of layer=None: the loss depends on the weight of no"):
+        fit(Unused(used=False), loader, [Sharpness("relative_flatness")])
+
+
+def test_two_callbacks_that_share_a_measure_are_refused_and_a_name_of_its_own_helps():
+    message = r"under sharpness/sam: .*measures=\{'sam_2': \{'kind': 'sam'\}\}"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(Plain(), digits_like(), [Sharpness("sam"), Sharpness(["keskar", "sam"])])
+    pair = [Sharpness("sam_one_step"), Sharpness({"sam_2": {"kind": "sam_one_step", "rho": 0.1}})]
+    metrics = fit(Plain(), digits_like(), pair).callback_metrics
+    assert 0 < metrics["sharpness/sam_one_step"] < metrics["sharpness/sam_2"]
 
 
 def test_normalized_logits_are_blind_to_the_length_of_the_last_layer():

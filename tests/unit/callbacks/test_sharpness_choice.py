@@ -28,6 +28,11 @@ def test_lists_and_mappings_say_the_same(measures):
     assert plain(read(measures)) == [("keskar", "keskar", False, {}), ("sam", "sam", False, {"rho": 0.1})]
 
 
+def test_one_name_needs_no_list():
+    assert plain(read("sam")) == plain(read(["sam"]))
+    assert Sharpness("m_sam").measures == {"m_sam": {}}
+
+
 def test_a_name_of_ones_own_and_the_prefix_for_batches():
     found = read(["m_adaptive_inf", {"wide": {"kind": "m_sam", "rho": 1}}])
     assert plain(found) == [("m_adaptive_inf", "adaptive_inf", True, {}), ("wide", "sam", True, {"rho": 1})]
@@ -80,8 +85,9 @@ def test_the_definitions_have_the_defaults_of_their_papers():
         ({"a b": {"kind": "sam"}}, "'a b' cannot name a measure"),
         ({"sam_stderr": {"kind": "sam"}}, "'sam_stderr' cannot name a measure"),
         ([], "measures is empty: name at least one of keskar"),
-        ("sam", r"measures must be a list of names or a mapping, got 'sam'; for example \['sam'\]"),
-        (3, "measures must be a list of names or a mapping, got 3"),
+        ("smm", "there is no measure 'smm'; did you mean 'sam'?"),
+        ({"sam": {"rho": "x"}}, "rho of sam must be positive and finite, got 'x'"),
+        (3, r"measures must be a list of names or a mapping, got 3; for example \['sam'\]"),
         ([3], "an entry of measures must be a name, or a name with a mapping of arguments, got 3"),
         ([{"sam": 0.1}], "an entry of measures must be a name, or a name with a mapping of arguments"),
         ([{"sam": {}, "keskar": {}}], "an entry of measures must be a name"),

@@ -189,6 +189,31 @@ def test_a_warm_start_tracks_the_top_eigenvalue_in_a_handful_of_products():
     assert all(point["hessian/converged"] for point in tracked.tracks)
 
 
+class Unfreezing(Callback):
+    """Trains the last layer, and from the second epoch on the first one too."""
+
+    def setup(self, trainer, pl_module, stage):
+        pl_module.net[0].requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            pl_module.net[0].requires_grad_(True)
+            trainer.optimizers[0].add_param_group({"params": list(pl_module.net[0].parameters())})
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_layers_that_are_unfrozen_during_training_are_measured_from_then_on(optimizer):
+    def training(params):
+        return optimizer([p for p in params if p.requires_grad], lr=0.001)
+
+    tracked = HessianSpectrum(top_k=1, every_n_epochs=1, **QUIET)
+    fit(Plain(optimizer=training), digits_like(), [Unfreezing(), tracked], max_epochs=3)
+    assert steps_of(tracked) == [6, 12, 18]
+    last_layer, whole, _ = (point["hessian/lambda_max"] for point in tracked.tracks)
+    assert whole > 1.01 * last_layer  # a block has no larger eigenvalue than the whole; the weights hardly move
+    assert all(point["hessian/converged"] for point in tracked.tracks)
+
+
 def everything(callbacks, **options):
     """Return what a fit with all that can be disturbed leaves: weights, optimizer, modes, random numbers."""
 
@@ -215,8 +240,9 @@ def test_training_is_the_same_bit_for_bit(beside):
     measuring = [
         HessianSpectrum(top_k=2, tol=0.5, max_matvecs=6, every_n_steps=1, every_n_epochs=1, **QUIET),
         Sharpness(["sam_one_step"], every_n_epochs=1),
+        HessianSpectrum(top_k=1, tol=0.5, max_matvecs=6, matrix="ggn", every_n_epochs=1, **QUIET),
     ]
-    tracked = everything([measuring[0], *(build() for build in beside), measuring[1]])
+    tracked = everything([measuring[0], *(build() for build in beside), *measuring[1:]])
     assert len(measuring[0].tracks) == 8
     for key in ("weights", "optimizer"):
         assert same(plain[key], tracked[key]), key
@@ -242,7 +268,10 @@ def test_a_resumed_run_goes_on_with_its_tracks(tmp_path):
 
 
 def test_two_callbacks_of_one_class_keep_their_tracks_apart():
-    fast, slow = Counting(every_n_steps=1), Counting(every_n_steps=3)
+    class Apart(Counting):
+        own_keys = {}  # noqa: RUF012 - shares its number with the other one on purpose
+
+    fast, slow = Apart(every_n_steps=1), Apart(every_n_steps=3)
     fit(Plain(), digits_like(), [fast, slow])
     assert fast.state_key != slow.state_key
     assert (len(fast.tracks), len(slow.tracks)) == (6, 2)

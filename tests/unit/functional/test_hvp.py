@@ -209,6 +209,10 @@ def test_arguments_are_checked():
         MeanLoss([], [], [])
     with pytest.raises(ValueError, match="of which 1 do not"):
         MeanLoss([w.detach()], [], [])
+    with pytest.raises(ValueError, match="each tensor once, got 3 of which 1 repeat"):
+        MeanLoss([w, leaf([1.0]), w], [], [])
+    with pytest.raises(ValueError, match=r"got one of shape \(2,\); pass \[tensor\]"):
+        MeanLoss(w, [], [])
     with pytest.raises(ValueError, match="1 losses and 2 weights"):
         MeanLoss([w], [lambda: w.sum()], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"losses\[0\] must return one number, got shape \(2,\)"):

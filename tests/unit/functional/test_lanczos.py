@@ -143,6 +143,20 @@ def test_noise_in_the_products_shows_in_the_residual():
     assert not found.converged
 
 
+@pytest.mark.parametrize(("size", "converged"), [(0.002, True), (0.006, False)])
+def test_converged_means_that_noise_too_is_within_the_tolerance(size, converged):
+    A, noise = matrix_with([5.0, 4.0, *BULK]), generator(5)
+    found = lanczos(
+        lambda v: A @ v + size * torch.randn(v.shape, generator=noise, dtype=v.dtype),
+        A.shape[0],
+        tol=0.01,
+        generator=generator(),
+        dtype=torch.float64,
+    )
+    assert found.lambda_max_residual < 2 * 0.01 * 5  # noise of 0.002 sqrt(152) = 0.025, and 0.074
+    assert (found.lambda_max_residual <= 0.01 * found.lambda_max) == found.converged == converged
+
+
 def test_vectors_are_eigenvectors():
     A = matrix_with([5.0, 5.0, 3.0, *BULK])
     found = spectrum(A, top_k=3, tol=1e-8, keep_vectors=True)

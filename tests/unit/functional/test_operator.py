@@ -79,6 +79,22 @@ def test_any_split_into_batches_and_any_order_gives_the_same_product(matrix, eng
     torch.testing.assert_close(turned @ v, whole @ v, **near(engine))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_parameters_and_batches_may_come_from_generators(reduction):
+    listed, problem = network_operator(8, reduction=reduction)
+    operator = HessianOperator(
+        lambda b: functional.cross_entropy(problem.net(b[0]), b[1], reduction=reduction),
+        problem.net.parameters(),
+        zip(problem.X.split(8), problem.y.split(8), strict=True),
+        reduction=reduction,
+    )
+    v = normal(59)
+    assert torch.equal(operator @ v, listed @ v)
+    assert torch.equal(operator @ v, listed @ v)  # and again: the batches were kept
+    with pytest.raises(ValueError, match="each tensor once, got 12 of which 6 repeat"):
+        HessianOperator(lambda b: b.sum(), list(problem.net.parameters()) * 2, [])
+
+
 def test_a_summed_loss_is_measured_as_the_mean():
     v = normal(59)
     torch.testing.assert_close(
