@@ -32,10 +32,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from curvature_problems import TRAIN_SAMPLES, Batch, Problem, convnet
-from lbtrain.functional.operator import HessianOperator
 from torch import Tensor
 
 from lbtrain.functional.lanczos import lanczos
+from lbtrain.functional.operator import HessianOperator
 
 SAMPLES = (180, 359, 719, TRAIN_SAMPLES)
 WIDTHS = (8, 16, 32, 64)
