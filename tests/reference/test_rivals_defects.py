@@ -354,9 +354,10 @@ def test_ranks_with_different_numbers_of_batches_measure_what_one_process_does()
     # EIG ddp:63 reduces once per batch and parameter: ranks with fewer batches leave the others waiting for ever.
     alone = of_network(SmallNetwork(), (5, 10, 5, 10))
     truth = ends(alone, 2, tol=1e-6)
+    networks = [SmallNetwork() for _ in range(3)]  # built here, since all threads draw from one stream
 
     def work(rank, group):
-        problem, own = SmallNetwork(), [(0, 5, 15, 20), (20, 30), ()][rank]
+        problem, own = networks[rank], [(0, 5, 15, 20), (20, 30), ()][rank]
         batches = [(problem.X[a:b], problem.y[a:b]) for a, b in itertools.pairwise(own)]
         H = HessianOperator(
             lambda batch: cross_entropy(problem.net(batch[0]), batch[1]),
