@@ -55,8 +55,8 @@ def test_a_command_of_the_readme(command, tmp_path):
     if words[:2] == ["lbtrain", "measure"]:
         run(["python", "train.py", *SMALL, "callbacks=[checkpoint]", f"hydra.run.dir={tmp_path / 'run'}"], tmp_path)
         words = [word.replace("RUN", str(tmp_path / "run")) for word in words]
-        assert "hessian/lambda_max" in run([*words, f"hydra.run.dir={tmp_path / 'measured'}"], tmp_path)
-        assert (tmp_path / "measured" / "measurement.json").exists()
+        assert "lambda_max" in run([*words, f"hydra.run.dir={tmp_path / 'measured'}"], tmp_path)
+        assert "hessian/lambda_max" in (tmp_path / "measured" / "measurement.json").read_text()
         return
     small = [] if "--help" in words else [word for word in SMALL if word.split("=")[0] + "=" not in command]
     kind = "sweep" if "-m" in words else "run"
