@@ -28,24 +28,29 @@ class Regression(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.13)
 
 
-def main():
-    """Train for 900 steps, measure the top two eigenvalues after every 30th, and print the last points."""
+def train(directory, top_k):
+    """Return the largest eigenvalues after every 30th of 900 steps."""
     torch.manual_seed(0)
     x = torch.randn(64, 2)
     y = torch.stack([(3 * x[:, 0]).sin(), (2 * x[:, 1]).cos() * x[:, 0]], dim=1)
-    spectrum = HessianSpectrum(top_k=2, every_n_steps=30)
+    spectrum = HessianSpectrum(top_k=top_k, every_n_steps=30)
     trainer = Trainer(
         max_epochs=900,
         accelerator="cpu",
         callbacks=[spectrum],
-        default_root_dir="edge_of_stability",
+        default_root_dir=directory,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(Regression(), DataLoader(TensorDataset(x, y), batch_size=64))
-    for point in spectrum.tracks[-3:]:
+    return spectrum.tracks
+
+
+def main():
+    """Print the last measurements."""
+    for point in train("edge_of_stability", top_k=2)[-3:]:
         print(f"step {point['step']}: {point['hessian/stability']:.3f} of the edge")
 
 

@@ -78,17 +78,6 @@ def test_the_example(tmp_path):
     assert re.search(r"lr/scaled +0\.08", said)
 
 
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_the_example_of_the_edge_of_stability(tmp_path):
-    words = [sys.executable, "-W", "ignore", str(ROOT / "examples" / "edge_of_stability.py")]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (share,) = re.findall(r"step 900: ([\d.]+) of the edge", done.stdout)
-    assert 0.9 < float(share) < 1.3
-    assert (tmp_path / "edge_of_stability" / "figures" / "hessian_tracks.png").is_file()
-
-
 def test_the_lines_for_an_existing_module():
     from tests.modules import Plain, digits_like, fit
 

@@ -10,10 +10,9 @@ import torch
 
 from lbtrain import HessianSpectrum, LossReductionCheck, Sharpness
 from lbtrain._lightning import Callback, MisconfigurationException
-from lbtrain.callbacks._measure import mean_training_loss
 from lbtrain.functional.lanczos import lanczos
 from tests.distributed.climbers import data, module_of, strategy_of, weights
-from tests.distributed.curvature import caught, state
+from tests.distributed.curvature import AtEnd, caught, state
 from tests.modules import digits_like, fit
 
 OPTIMIZERS = {
@@ -21,18 +20,6 @@ OPTIMIZERS = {
     "SGD with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
 }
-
-
-class AtEnd(Callback):
-    """Calls a function with the mean training loss when training ends."""
-
-    def __init__(self, function, **options):
-        self.function, self.found = function, None
-        self.options = {"num_samples": None, "batch_size": 4, "seed": 0, **options}
-
-    def on_train_end(self, trainer, pl_module):
-        with mean_training_loss(trainer, pl_module, **self.options) as loss:
-            self.found = self.function(loss)
 
 
 def whole(loss, local):
@@ -76,7 +63,7 @@ def all_numbers(kind, samples, batch_size=4, *, summed=False):
     if summed:
         plain = module.training_step
         module.training_step = lambda batch, batch_idx: plain(batch, batch_idx) * len(batch[0])
-    callback = AtEnd(numbers, num_samples=samples, batch_size=batch_size)
+    callback = AtEnd(lambda loss, _: numbers(loss), num_samples=samples, batch_size=batch_size)
     fit(module, digits_like(45, 4, dtype=torch.float64), [callback], max_steps=2, **options)
     return callback.found
 
@@ -176,7 +163,7 @@ def breaking(kind):
 def ended(kind, function):
     """Return what a function finds at the end of a training."""
     module, options = module_for(kind)
-    callback = AtEnd(function)
+    callback = AtEnd(lambda loss, _: function(loss))
     fit(module, data(96, 8), [callback], max_steps=2, **options)
     return callback.found
 

@@ -10,52 +10,10 @@ from lbtrain.functional.interruption import Interrupted
 from lbtrain.functional.operator import HessianOperator
 from lbtrain.functional.ranks import RankFailedError
 from tests.problems import SmallNetwork, generator
+from tests.threads import in_threads
 
 V = torch.randn(59, generator=generator(1), dtype=torch.float64)
 SEEDED = threading.Lock()  # the network is drawn from torch's global stream
-TIMEOUT = 10.0  # seconds until a rank that waits for one that left is taken for a hang
-
-
-class Group:
-    """Sums and texts over threads."""
-
-    def __init__(self, size):
-        self.barrier = threading.Barrier(size, timeout=TIMEOUT)
-        self.slots = [None] * size
-        self.sums = 0
-
-    def exchange(self, rank, value):
-        self.slots[rank] = value
-        self.barrier.wait()
-        found = list(self.slots)
-        self.barrier.wait()
-        return found
-
-    def all_reduce(self, rank):
-        def reduce(tensor):
-            self.sums += rank == 0
-            return torch.stack(self.exchange(rank, tensor.clone())).sum(dim=0)
-
-        return reduce
-
-
-def run(work, size=2):
-    """Return what ``work(rank, group)`` returned or raised on each rank."""
-    group, found = Group(size), [None] * size
-
-    def start(rank):
-        try:
-            found[rank] = work(rank, group)
-        except Exception as error:
-            found[rank] = error
-
-    threads = [threading.Thread(target=start, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(2 * TIMEOUT)
-    assert not any(thread.is_alive() for thread in threads)
-    return found
 
 
 def operator(rank, group, *, loss=None, shares=((0, 11), (11, 30)), told=True, **options):
@@ -74,7 +32,7 @@ def operator(rank, group, *, loss=None, shares=((0, 11), (11, 30)), told=True, *
         problem.params,
         batches,
         all_reduce=group.all_reduce(rank),
-        gather=(lambda text: group.exchange(rank, text)) if told else None,
+        gather=group.gather(rank) if told else None,
         **options,
     )
 
@@ -93,10 +51,10 @@ def everything(op):
 @pytest.mark.parametrize("shares", [((0, 11), (11, 30)), ((0, 30), (30, 30))])
 def test_uneven_shares_and_an_empty_rank_give_what_one_process_gives(engine, matrix, shares):
     options = {"engine": engine, "matrix": matrix}
-    first, second = run(lambda r, g: everything(operator(r, g, shares=shares, **options)))
+    first, second = in_threads(2, lambda r, g: everything(operator(r, g, shares=shares, **options)))
     assert torch.equal(first, second)
     if shares[1] == (30, 30):
-        (alone,) = run(lambda r, g: everything(operator(r, g, shares=((0, 30),), **options)), size=1)
+        (alone,) = in_threads(1, lambda r, g: everything(operator(r, g, shares=((0, 30),), **options)))
         torch.testing.assert_close(first, alone, rtol=1e-12, atol=1e-14)
     whole = SmallNetwork()
     exact = HessianOperator(
@@ -112,12 +70,12 @@ def test_one_sum_for_each_product_gradient_and_curvature():
         op = operator(rank, group)
         counts = []
         for ask in (lambda: op @ V, lambda: op @ V, op.gradient, op.value, lambda: op.curvature(V)):
-            before = group.sums
+            before = group.num_sums
             ask()
-            counts.append(group.sums - before)
+            counts.append(group.num_sums - before)
         return counts
 
-    assert run(work)[0] == [1, 1, 1, 1, 1]
+    assert in_threads(2, work)[0] == [1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("ask", ["product", "gradient", "value", "values", "curvature", "curvatures"])
@@ -140,7 +98,7 @@ def test_the_failure_of_one_rank_ends_all_with_one_message(ask, told):
         }
         asks[ask]()
 
-    first, second = run(work)
+    first, second = in_threads(2, work)
     assert isinstance(second, ArithmeticError)
     assert isinstance(first, RankFailedError)
     assert ("rank 1: ArithmeticError: the cause" in str(first)) == told
@@ -157,7 +115,7 @@ def test_a_failure_in_the_middle_of_a_choice_of_step_ends_all():
         threading.current_thread().calls = 0
         operator(rank, group, loss=fail, engine="differences") @ V
 
-    first, second = run(work)
+    first, second = in_threads(2, work)
     assert isinstance(first, ArithmeticError)
     assert isinstance(second, RankFailedError)
 
@@ -172,7 +130,7 @@ def test_samples_that_one_rank_cannot_count_end_all():
             gather=lambda text: group.exchange(rank, text),
         )
 
-    first, second = run(work)
+    first, second = in_threads(2, work)
     assert isinstance(first, ValueError)
     assert "rank 0: ValueError: sizes must give" in str(second)
 
@@ -193,7 +151,7 @@ def test_the_wish_of_one_rank_stops_all():
                 ends.append(True)
         return len(ends), float(op.total(torch.ones(())))
 
-    assert run(work) == [(4, 2.0), (4, 2.0)]
+    assert in_threads(2, work) == [(4, 2.0), (4, 2.0)]
 
 
 class Square(torch.autograd.Function):
@@ -220,7 +178,7 @@ def test_all_ranks_fall_back_when_one_has_no_second_derivative():
         whole.params,
         [(whole.X[rows], whole.y[rows]) for rows in pieces],
     )
-    found = run(work)
+    found = in_threads(2, work)
     for product, engine, reason in found:
         torch.testing.assert_close(product, exact @ V, rtol=1e-6, atol=1e-7)
         assert engine == "differences"
