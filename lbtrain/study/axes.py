@@ -30,13 +30,21 @@ METRICS: dict[str, tuple[str, str]] = {
     "hessian/lambda_max": ("lambda_max", "loss per squared parameter"),
     "hessian/lambda_max_residual": ("lambda_max residual", "loss per squared parameter"),
     "hessian/stability": ("stability", "1 = edge"),
+    "hessian/trace": ("hessian trace", "loss per squared parameter"),
+    "hessian/frobenius": ("Frobenius norm", "loss per squared parameter"),
     "sharpness/keskar": ("Keskar's sharpness", "%"),
     "sharpness/sam": ("SAM sharpness", "loss"),
     "sharpness/average": ("average sharpness", "loss"),
     "sharpness/adaptive": ("adaptive sharpness", "loss"),
+    "noise/b_simple": ("gradient noise scale", "samples"),
     "time/step_ms": ("time per optimizer step", "ms"),
+    "time/epoch_s": ("time per epoch", "s"),
     "time/fit_s": ("time of the fit", "s"),
     "time/measure_s": ("time of measuring", "s"),
+    "target/reached": ("target reached", "fraction"),
+    "target/steps": ("steps to the target", "optimizer steps"),
+    "target/epochs": ("epochs to the target", "epochs"),
+    "target/s": ("time to the target", "s"),
 }
 
 _HIGHER_IS_BETTER = ("acc", "accuracy", "f1", "auroc", "auc", "r2", "precision", "recall")

@@ -1,5 +1,6 @@
 """The runs of a sweep that share every setting but the seed."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import pandas as pd
 from lbtrain.study.estimates import Estimate, mean_over_seeds, plain
 from lbtrain.study.load import ARGUMENT, CONFIG
 from lbtrain.study.methods import Variant, as_number, is_number
+from lbtrain.study.once import once
 from lbtrain.study.settings import Row, method_options, other_keys, rows, short_names
 
 MAX_NAMED = 6  # settings beside the axes; a name with more of them is not read
@@ -87,6 +89,7 @@ class Cell:
         return mean_over_seeds(values) if values else None
 
 
+@once
 def varied(table: pd.DataFrame) -> Varied:
     """Find what varies beside the axes.
 
@@ -117,6 +120,7 @@ def condition(row: Row, beside: Varied) -> Condition:
     return Condition(row["optimizer"] or "", named, row["rate"] or "", row["batch"], variant)
 
 
+@once
 def cells(table: pd.DataFrame) -> dict[Condition, Cell]:
     """Group the finished runs by everything but the seed; of two with the same seed the newer one counts.
 
@@ -133,6 +137,22 @@ def cells(table: pd.DataFrame) -> dict[Condition, Cell]:
             grouped.setdefault(condition(row, beside), {})[row["seed"]] = row
     ordered = sorted(grouped, key=Condition.order)
     return {key: Cell(key, tuple(run for _, run in sorted(grouped[key].items(), key=_by_seed))) for key in ordered}
+
+
+@once
+def failures(table: pd.DataFrame) -> Counter[Condition]:
+    """Count the failed runs of each setting, those of a seed that a later run has finished left out.
+
+    Args:
+        table: As `load_sweep` gives it.
+
+    Returns:
+        Condition to number; settings without a failed run are left out.
+    """
+    beside = varied(table)
+    done = {(key, run["seed"]) for key, cell in cells(table).items() for run in cell.runs}
+    failed = [(condition(row, beside), row["seed"]) for row in rows(table) if row["status"] == "failed"]
+    return Counter(key for key, seed in failed if (key, seed) not in done)
 
 
 def label(settings: Condition, of: Iterable[Condition]) -> str:

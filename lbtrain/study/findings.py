@@ -15,6 +15,7 @@ from lbtrain.study.families import Family, families, objective, ranked
 from lbtrain.study.methods import Variant
 from lbtrain.study.phrases import after_mark, also, batch_words, count, factors, joined, level, moves
 
+LAST_TOPIC = "Runs to look at"
 SHARPNESS = ("hessian/lambda_max", "sharpness/keskar", "sharpness/sam")
 
 
@@ -64,7 +65,7 @@ def by_topic(table: pd.DataFrame) -> list[Finding]:
         f"What {who} {'does' if one else 'do'}": [text for family in groups for text in _sam(table, family)],
         f"What {who} {'costs' if one else 'cost'}": [_sam_cost(groups, method) for method in methods],
         "Edge of stability": [stability(table)],
-        "Runs to look at": [diverged(table), not_finished(table), uncertain(table)],
+        LAST_TOPIC: [diverged(table), not_finished(table), uncertain(table)],
     }
     return [Finding(topic, text) for topic, texts in topics.items() for text in texts if text]
 
@@ -75,7 +76,7 @@ def _best(table: pd.DataFrame) -> str:
     if metric is None or best is None:
         return ""
     ties = sum(1 for cell in order[1:] if (e := cell.estimate(metric)) is not None and e.mean == best.mean)
-    spread = f" (standard deviation {digits(best.std)} over {best.n} seeds)" if best.std is not None else ""
+    spread = f" ({interval(best)})" if best.std else f" (in all {best.n} seeds)" if best.n > 1 else ""
     text = f"The best {words(metric)} is {digits(best.mean)}{spread}, with {label(order[0].condition, cells(table))}"
     return text + (f"; {ties} more {'settings reach' if ties > 1 else 'setting reaches'} it." if ties else ".")
 

@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
 from lbtrain.records import SUMMARY_NAME, RunRecord, read_record
 from lbtrain.study.axes import batch_size, diverged, learning_rate, num_classes, optimizer_label, rate_label, sam_rho
-from lbtrain.study.folders import natural, run_folders, suggestion
+from lbtrain.study.folders import natural, suggestion, survey
+from lbtrain.study.histories import history as history  # the metrics of one run over time
 from lbtrain.study.methods import arguments, method_label
+from lbtrain.study.unfinished import asked
 
 CONFIG = "config."  # keeps config keys apart from metrics and from the columns below
 ARGUMENT = "method."  # and so for the arguments of the method, whatever key its callback stands under
@@ -34,7 +36,11 @@ COLUMNS = (
     "duration_s",
     "git_commit",
     "versions",
+    "sweep",  # folder that holds the run, below what all given folders share
+    "folder",  # absolute path of the run
 )
+BY_SWEEP = f"{CONFIG}study.sweep"  # the sweep as a setting that names a run, where sweeps are to be compared
+TWICE = "given twice, counted once"
 _NUMBERS = ("batch", "rho", "lr", "classes", "duration_s")
 
 
@@ -42,11 +48,24 @@ class NoRunsError(ValueError):
     """No run was found where one was looked for; the message is one line and names the next move."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What was read from disk.
+
+    Args:
+        table: As `load_sweep` gives it.
+        others: Name and reason of each folder that holds no run, and of each run that was given twice.
+    """
+
+    table: pd.DataFrame
+    others: tuple[tuple[str, str], ...]
+
+
 def load_sweep(sweep_dir: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """Read every run of a sweep into one table.
 
-    A run is a folder with `summary.json` or `.hydra/`, or a numbered folder; it is looked for at the given folder
-    itself, in its subfolders, and one level further down. Several folders are put together in one table.
+    A run is a folder with `summary.json` or `.hydra/`, or a numbered folder beside such; it is looked for at the given
+    folder itself, in its subfolders, and one level further down. Several folders are put together in one table.
 
     Args:
         sweep_dir: Folder of a sweep or of a single run, or several of them (seeds that ran apart, for example).
@@ -56,39 +75,71 @@ def load_sweep(sweep_dir: str | Path | Sequence[str | Path]) -> pd.DataFrame:
         `method.`, and each metric under its own key.
 
     Raises:
-        NoRunsError: If a folder is not there or holds no run.
+        NoRunsError: If a folder is not there, or none holds a run.
+    """  # noqa: DOC502 - raised by read_sweeps
+    return read_sweeps(sweep_dir).table
+
+
+def read_sweeps(sweep_dir: str | Path | Sequence[str | Path], by_sweep: bool = False) -> Reading:
+    """Read every run of one or several sweeps, and keep account of what is no run.
+
+    Args:
+        sweep_dir: As for `load_sweep`.
+        by_sweep: Whether the sweep is a setting, so that equal runs of two sweeps are compared and not put together.
+
+    Returns:
+        The table, and what was left out of it.
+
+    Raises:
+        NoRunsError: If a folder is not there, or none holds a run.
     """
-    given = [sweep_dir] if isinstance(sweep_dir, str | Path) else list(sweep_dir)
-    folders: dict[Path, None] = {}
-    for path in map(Path, given):
+    given = [Path(sweep_dir)] if isinstance(sweep_dir, str | Path) else [Path(path) for path in sweep_dir]
+    if not given:
+        raise NoRunsError(f"sweep_dir names no folder; {suggestion()}")
+    # Not resolved: a run that is a link keeps the name that it has in its sweep.
+    root = Path(os.path.commonpath([os.path.abspath(path) for path in given]))
+    folders: dict[Path, Path] = {}
+    others: list[tuple[str, str]] = []
+    for path in given:
         if not path.is_dir():
             raise NoRunsError(f"{path} is not a folder; {suggestion()}")
-        found = run_folders(path)
-        if not found:
-            raise NoRunsError(f"{path} holds no run: no {SUMMARY_NAME}, .hydra/ or numbered folder; {suggestion()}")
-        folders.update(dict.fromkeys(folder.resolve() for folder in found))
+        found = survey(Path(os.path.abspath(path)))
+        others += [(_name(folder, root), reason) for folder, reason in found.others]
+        if not found.runs:
+            others.append((_name(Path(os.path.abspath(path)), root), "holds no run"))
+        for folder in found.runs:
+            if folders.setdefault(folder.resolve(), folder) is not folder:
+                others.append((_name(folder, root), TWICE))
     if not folders:
-        raise NoRunsError(f"sweep_dir names no folder; {suggestion()}")
-    root = Path(os.path.commonpath([Path(path).resolve() for path in given]))
-    rows = [_row(folder, _name(folder, root)) for folder in folders]
-    table = _table(rows)
-    return table.sort_values("run", key=lambda names: names.map(natural), kind="stable", ignore_index=True)
+        raise NoRunsError(_nothing(given, others))
+    rows = [_row(folder, path, _name(path, root)) for folder, path in folders.items()]
+    table = _table([row | {BY_SWEEP: row["sweep"]} for row in rows] if by_sweep else rows)
+    ordered = table.sort_values("run", key=lambda names: names.map(natural), kind="stable", ignore_index=True)
+    return Reading(ordered, tuple(dict.fromkeys(others)))
+
+
+def _nothing(given: Sequence[Path], others: Sequence[tuple[str, str]]) -> str:
+    told = "; ".join(f"{name}: {reason}" for name, reason in others if reason != "holds no run")[:300]
+    where = " and ".join(map(str, given)) + (" holds" if len(given) == 1 else " hold")
+    return f"{where} no run: no {SUMMARY_NAME} of lbtrain and no .hydra/{f' ({told})' if told else ''}; {suggestion()}"
 
 
 def _name(folder: Path, root: Path) -> str:
     return folder.name if folder == root else folder.relative_to(root).as_posix()
 
 
-def _row(folder: Path, name: str) -> dict[str, Any]:
+def _row(folder: Path, path: Path, name: str) -> dict[str, Any]:
+    place = {"sweep": name.rpartition("/")[0] or None, "folder": str(folder)}
     try:
-        record = read_record(folder)
-    except ValueError as error:
-        return _described(name, "unreadable", str(error).replace(str(folder), name), *_hydra_files(folder), {})
+        record = read_record(path)
+    except (OSError, ValueError) as error:
+        described = _described(name, "unreadable", str(error).replace(str(path), name), *asked(path), {})
+        return {**described, **place}
     if record is None:
         reason = f"no {SUMMARY_NAME}: still running, or killed"
-        return _described(name, "unfinished", reason, *_hydra_files(folder), {})
+        return {**_described(name, "unfinished", reason, *asked(path), {}), **place}
     row = _described(name, record.status, record.error, record.overrides, record.config, record.metrics)
-    return {**row, **_provenance(record)}
+    return {**row, **_provenance(record), **place}
 
 
 def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -139,24 +190,3 @@ def _described(
         **{f"{ARGUMENT}{name}": value for name, value in arguments(config).items()},
         **metrics,
     }
-
-
-def _hydra_files(folder: Path) -> tuple[list[str], dict[str, Any]]:
-    # What a run without a record was asked to do stands in the files that Hydra writes first.
-    try:
-        overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-        config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=False)
-    except Exception:  # absent or half written by a job that was killed: the row then shows only its name
-        return [], {}
-    flat: dict[str, Any] = {}
-    _flatten(config, "", flat)
-    return [str(override) for override in overrides] if isinstance(overrides, list) else [], flat
-
-
-def _flatten(node: Any, prefix: str, flat: dict[str, Any]) -> None:
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if isinstance(value, dict):
-            _flatten(value, f"{prefix}{key}.", flat)
-        # An interpolation stands for a value that only the running job could work out.
-        elif not isinstance(value, list) and "${" not in str(value):
-            flat[f"{prefix}{key}"] = value

@@ -1,18 +1,25 @@
 """The parts of a report as text: what ran, the table of settings, the runs without a result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from lbtrain.study.attention import outcome_counts
 from lbtrain.study.conditions import cells, condition, varied
+from lbtrain.study.correlation import correlation_sheet
 from lbtrain.study.estimates import plain
 from lbtrain.study.families import MAX_FAMILIES, MAX_VARIANTS, families
-from lbtrain.study.findings import Finding, by_topic
+from lbtrain.study.findings import LAST_TOPIC, Finding, by_topic
+from lbtrain.study.left_out import LeftOut, grouped, repeated
 from lbtrain.study.methods import Variant
+from lbtrain.study.more_findings import more_findings
+from lbtrain.study.paired import paired_sheet
 from lbtrain.study.phrases import count, joined
 from lbtrain.study.settings import rows, short_names
-from lbtrain.study.tables import lost_runs, settings_table
+from lbtrain.study.sheets import Sheet
+from lbtrain.study.tables import lost_runs, settings_sheet
 
 MAX_VARYING = 10  # settings that the first sentence names
 
@@ -25,9 +32,10 @@ class Page:
         title: One line.
         overview: What was run.
         findings: What was found, by topic.
-        header: Column names with units.
-        body: One row per setting, as text.
+        sheets: Tables of what follows from the settings: differences from a baseline, rank correlations.
+        settings: One row per setting.
         lost: Run, settings and reason of every run without a result.
+        left_out: Folders that hold no run, and runs that a newer one replaces.
         notes: How to read the numbers.
         made_with: Versions and commits of the runs.
     """
@@ -35,28 +43,55 @@ class Page:
     title: str
     overview: str
     findings: tuple[Finding, ...]
-    header: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
+    sheets: tuple[Sheet, ...]
+    settings: Sheet
     lost: tuple[tuple[str, str, str], ...]
+    left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     made_with: str
 
 
-def page(table: pd.DataFrame, title: str) -> Page:
+def page(
+    table: pd.DataFrame,
+    title: str,
+    others: Sequence[tuple[str, str]] = (),
+    baseline: str | None = None,
+    folders: Sequence[Path] = (),
+) -> Page:
     """Write down what a table of runs shows.
 
     Args:
         table: As `load_sweep` gives it.
         title: One line.
+        others: Name and reason of each folder that holds no run.
+        baseline: The setting that others are compared with, in words; None for the plainest.
+        folders: Folders of the sweeps, for what stands beside their runs.
 
     Returns:
         The parts of the report; but for the run names, the same whatever the order of the rows.
-    """
-    header, body = settings_table(table)
+
+    Raises:
+        BaselineError: If no setting is the baseline that was asked for.
+    """  # noqa: DOC502 - raised by paired_sheet
+    sheets = (paired_sheet(table, baseline), correlation_sheet(table))
+    found = [*by_topic(table), *more_findings(table, folders)]
+    return Page(
+        title,
+        overview(table),
+        tuple(sorted(found, key=lambda finding: finding.topic == LAST_TOPIC)),
+        tuple(sheet for sheet in sheets if sheet is not None),
+        settings_sheet(table),
+        lost_runs(table),
+        (*grouped(list(others)), *repeated(table)),
+        notes(table),
+        _made_with(table),
+    )
+
+
+def _made_with(table: pd.DataFrame) -> str:
     commits = sorted({str(row["git_commit"]) for row in rows(table) if row["git_commit"]})
     made = sorted({str(row["versions"]) for row in rows(table) if row["versions"]})
-    made_with = "; ".join([*made, *(f"commit {commit}" for commit in commits)])
-    return Page(title, overview(table), tuple(by_topic(table)), header, body, lost_runs(table), notes(table), made_with)
+    return "; ".join([*made, *(f"commit {commit}" for commit in commits)])
 
 
 def overview(table: pd.DataFrame) -> str:
@@ -97,14 +132,13 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
         Sentences.
     """
     seeds = max((len(cell.runs) for cell in cells(table).values()), default=0)
-    repeated = sum(row["status"] == "finished" for row in rows(table)) - sum(len(c.runs) for c in cells(table).values())
     groups = {(c.optimizer, c.others) for c in cells(table)}
     variants = {c.sam for c in cells(table)}
     found = [
         "One seed per setting: differences carry no error bar. Sweep seed=0,1,2 to get one."
         if seeds <= 1
-        else "Means over seeds. In the table: mean \N{PLUS-MINUS SIGN} standard deviation. In the figures: 95 % "
-        "interval of the mean (Student's t). Ratios are geometric means, paired by seed.",
+        else "Means over seeds, with the 95 % interval of the mean (Student's t) in brackets and as error bars. Equal "
+        "values of all seeds have no interval. Differences and ratios are paired by seed; ratios are geometric means.",
         "lambda_max is the largest eigenvalue of the Hessian of the mean training loss. Stability is 1 at the edge: "
         "lr * lambda_max / 2 for plain SGD, and its analogue for other optimizers.",
         "Keskar's sharpness is 100 * (highest loss in a small box - loss) / (1 + loss); SAM sharpness is the highest "
@@ -112,10 +146,6 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
         "Batch size is global: per device x devices x accumulation. Loss is per sample. The fixed rate stays as "
         "tuned, a scaled one follows the batch.",
     ]
-    if repeated:
-        found.append(
-            f"{count(repeated, 'run')} repeated by a newer one with the same settings and seed: not averaged in."
-        )
     if len({variant.method for variant in variants if variant.rho}) > 1:
         found.append(
             "Rho has the unit of its method: parameter norm for most, relative change of the weights for ASAM, change "

@@ -8,6 +8,7 @@ import pandas as pd
 
 from lbtrain.study.load import ARGUMENT, CONFIG
 from lbtrain.study.methods import members
+from lbtrain.study.once import once
 
 Row: TypeAlias = dict[str, Any]
 
@@ -24,6 +25,7 @@ _SILENT = (
 )
 
 
+@once
 def rows(table: pd.DataFrame) -> list[Row]:
     """Take the rows out of a table; a missing value is None.
 
@@ -37,6 +39,7 @@ def rows(table: pd.DataFrame) -> list[Row]:
     return [{str(key): None if _is_nan(value) else value for key, value in row.items()} for row in records]
 
 
+@once
 def varying(table: pd.DataFrame) -> list[str]:
     """List the config keys that differ between the runs.
 
@@ -65,6 +68,7 @@ def varying(table: pd.DataFrame) -> list[str]:
     return sorted(found)
 
 
+@once
 def other_keys(table: pd.DataFrame) -> list[str]:
     """List the varying keys that optimizer, rate, batch, SAM's family and seed do not settle.
 
@@ -87,6 +91,7 @@ def other_keys(table: pd.DataFrame) -> list[str]:
     ]
 
 
+@once
 def method_options(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
     """List the arguments of each method that vary among its runs, and that its radius and the axes do not settle.
 

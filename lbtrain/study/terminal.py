@@ -1,27 +1,20 @@
 """The comparison in the terminal."""
 
-import pandas as pd
-from rich.box import SIMPLE_HEAD
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lbtrain.study.estimates import digits, plain
-from lbtrain.study.report import Report, results, topics
-from lbtrain.study.settings import extra_columns, rows
+from lbtrain.study.conditions import cells
+from lbtrain.study.lines import Lines, by_run, by_setting
+from lbtrain.study.report import Report, topics
 
 WIDTH = 100
-MAX_ROWS = 100  # the rest stands in results.csv
-# Column of the table -> its metric; short, so that a row fits the width. The last is the first to be left out.
-_METRICS = {
-    "test\nacc": "test/acc",
-    "lambda\nmax": "hessian/lambda_max",
-    "train\nloss": "train/loss",
-    "test\nloss": "test/loss",
-    "ms per\nstep": "time/step_ms",
-    "keskar\n%": "sharpness/keskar",
-    "stability": "hessian/stability",
-}
+MAX_ROWS = 100  # the rest stands in the CSV files
+MAX_SAID = 4  # sentences of one table: what it compares, and those on the first metrics
+MAX_LOST = 20  # runs without a result
+MAX_LEFT_OUT = 8  # entries of what was left out; the page has all of them
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -34,76 +27,66 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal or console.width > WIDTH:
         console = Console(file=console.file, width=WIDTH, force_terminal=console.is_terminal)
-    shown = results(report.table)
     console.print(Text(report.page.overview))
-    console.print(comparison(shown.head(MAX_ROWS), list(extra_columns(report.table).values())))
-    if len(shown) > MAX_ROWS:
-        console.print(Text(f"{len(shown) - MAX_ROWS} more in {report.csv}"))
+    seeds = any(len(cell.runs) > 1 for cell in cells(report.table).values())
+    lines = by_setting(report.table) if seeds else by_run(report.table)
+    console.print(comparison(console, lines))
+    if len(lines.body) > MAX_ROWS:
+        console.print(Text(f"{len(lines.body) - MAX_ROWS} more in {report.settings_csv if seeds else report.csv}"))
     for topic, texts in topics(report.page):
-        console.print(Text(topic, style="bold"))
-        for text in texts:
-            _item(console, text)
-    if report.page.lost:
-        console.print(Text("Runs without a result", style="bold"))
-        for run, settings, reason in report.page.lost:
-            _item(console, f"{run} ({settings}): {reason}")
+        _items(console, topic, texts)
+    for sheet in report.page.sheets:
+        _items(console, sheet.title, _cut(sheet.about, MAX_SAID))
+    _items(
+        console,
+        "Runs without a result",
+        _cut([f"{run} ({settings}): {reason}" for run, settings, reason in report.page.lost], MAX_LOST),
+    )
+    _items(console, "Left out", _cut([entry.words for entry in report.page.left_out], MAX_LEFT_OUT))
     console.print(Text(f"\nReport: {report.html}"), soft_wrap=True)
 
 
-def comparison(shown: pd.DataFrame, others: list[str]) -> Table:
-    """Lay out one row per run: the settings that vary, and the key metrics.
+def comparison(console: Console, lines: Lines) -> Table:
+    """Lay out the rows with as many columns as the width has room for.
 
     Args:
-        shown: As `results` gives it.
-        others: Columns that vary beside the axes of the study.
+        console: Where they are to be printed.
+        lines: What they say.
 
     Returns:
-        A table for at most 100 columns.
+        A table that fits; the columns that are asked for least are left out first.
     """
-    names = others[:3]
-    axes = [a for a in ("optimizer", "rate", "batch", *_method_axes(shown), "seed") if _varies(shown, a)]
-    methods = [method for method in shown["method"].dropna().unique() if method]
-    metrics = {name: key for name, key in _METRICS.items() if key in shown.columns and shown[key].notna().any()}
-    # What is left out is the least asked for, when the settings need the room.
-    while metrics and 2 * len(names) + len(axes) + ("method" in axes) + len(metrics) > 10:
-        metrics.popitem()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 0))
-    for name in ["run", *axes, *names]:
-        title = f"{methods[0]}\nrho" if name == "rho" and len(methods) == 1 else name
-        text = name in {"optimizer", "method"}
-        table.add_column(title, justify="left" if text else "right", no_wrap=True, max_width=15)
-    for name in [*metrics, "outcome"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows(shown):
-        cells = [row["run"], *(_setting(row[name]) for name in [*axes, *names])]
-        cells += [*(_measured(row[key]) for key in metrics.values()), row["outcome"]]
-        table.add_row(*map(Text, cells), style=None if row["outcome"] == "ok" else "yellow")
+    columns = list(range(len(lines.columns)))
+    droppable = [i for i, column in enumerate(lines.columns) if column.rank]
+    while True:
+        table = _table(lines, columns)
+        unbounded = console.options.update(width=1000)
+        if not droppable or console.measure(table, options=unbounded).maximum <= console.width:
+            return table
+        least = max(droppable, key=lambda i: lines.columns[i].rank)
+        droppable.remove(least)
+        columns.remove(least)
+
+
+def _table(lines: Lines, columns: list[int]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for i in columns:
+        column = lines.columns[i]
+        table.add_column(column.title, justify="left" if column.text else "right", no_wrap=True, max_width=column.most)
+    for row, lost in lines.body[:MAX_ROWS]:
+        table.add_row(*(Text(row[i]) for i in columns), style="yellow" if lost else None)
     return table
 
 
-def _method_axes(shown: pd.DataFrame) -> tuple[str, ...]:
-    # Where there is one method, its radius, 0 without, tells who trains with it.
-    named = {(row["method"] or "", row["rho"] or 0.0) for row in rows(shown)}
-    clear = len({method for method, _ in named if method}) <= 1 and len({rho for _, rho in named}) == len(named)
-    return ("rho",) if clear else ("method", "rho")
+def _cut(texts: Sequence[str], most: int) -> list[str]:
+    more = [f"{len(texts) - most} more in the report"] if len(texts) > most else []
+    return [*texts[:most], *more]
 
 
-def _varies(shown: pd.DataFrame, axis: str) -> bool:
-    return bool(shown[axis].astype(str).nunique() > 1)
-
-
-def _item(console: Console, text: str) -> None:
+def _items(console: Console, heading: str, texts: Sequence[str]) -> None:
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(Text(" -"), Text(text))
-    console.print(grid)
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return plain(value)
-    text = str(value or "-").replace("momentum", "mom.")
-    return text.rpartition(".")[2] if text.count(".") > 1 and " " not in text else text  # of a class, its last name
-
-
-def _measured(value: object) -> str:
-    return digits(float(value)) if isinstance(value, int | float) else str(value or "-")
+    for text in texts:
+        grid.add_row(Text(" -"), Text(text))
+    if grid.row_count:
+        console.print(Text(heading, style="bold"))
+        console.print(grid)

@@ -1,9 +1,11 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lbtrain.records import RunRecord, write_record
+from lbtrain.study.figures import Picture, sketches
 from lbtrain.study.report import Report, write_report
 from tests.unit.study.known_sweep import NASTY, failed, known_records, make_record
 
@@ -27,3 +29,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     sweep = _write([*known_records((0, 1)), lost], tmp_path_factory.mktemp("known") / "sweep")
     (sweep / "70").mkdir()
     return write_report(sweep)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of this test have the names and texts of their figures, and a few bytes for each image."""
+    png = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (4).to_bytes(4, "big") + (3).to_bytes(4, "big")
+
+    def pictures(table: pd.DataFrame, folders: Sequence[Path] = ()) -> list[Picture]:
+        return [Picture(s.name, s.title, s.alt, png, b"<svg/>", s.section) for s in sketches(table, folders)]
+
+    monkeypatch.setattr("lbtrain.study.report.pictures", pictures)

@@ -1,6 +1,9 @@
 """A sweep whose every number is known: the table of a plain loop on the digits, as records."""
 
+import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 from lbtrain.records import RunRecord, Scalar
 
@@ -140,3 +143,98 @@ def known_records(seeds: tuple[int, ...] = (0,)) -> list[RunRecord]:
 def failed(record: RunRecord, error: str) -> RunRecord:
     """The same run, had it failed before it measured anything."""
     return replace(record, status="failed", error=error, metrics={})
+
+
+def grid_records(
+    powers: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), batches: tuple[int, ...] = (16, 64, 256, 1024)
+) -> list[RunRecord]:
+    """Runs at several rates: the best rate of each optimizer grows with a known power of the batch.
+
+    The training loss is a parabola in ln(rate) with its lowest value, 0.01, at base * (batch / 16)^power, plus a little
+    noise that depends on seed and rate; rates of 8 times the best or more diverge.
+    """
+    found = []
+    for optimizer, power in powers.items():
+        base = 0.1 if optimizer == "SGD" else 0.004
+        for batch in batches:
+            for k in range(-3, 10):
+                for seed in seeds:
+                    rate = base * 2.0**k
+                    away = math.log(rate / (base * (batch / 16) ** power))
+                    noise = 0.1 * math.sin(12.9 * seed + 7.1 * k + 3.3 * math.log2(batch))
+                    loss = 2.303 if away > math.log(7.9) else min(2.0, 0.01 * math.exp(0.3 * away**2 + noise))
+                    run = make_record(optimizer, "none", batch, sam=False, seed=seed)
+                    config = run.config | {"optimizer.lr": rate, "model.optimizer.lr": rate}
+                    metrics = run.metrics | {"lr/base": rate, "lr/scaled": rate, "train/loss": loss}
+                    metrics |= {"test/loss": 2 * loss, "test/acc": 1 - 0.01 * loss}
+                    name = f"{optimizer} {rate:g} {batch} {seed}"
+                    found.append(replace(run, name=name, config=config, metrics=metrics))
+    return found
+
+
+def target_records(
+    critical: float = 100.0, seeds: tuple[int, ...] = (0, 1, 2), batches: tuple[int, ...] = (8, 32, 128, 512, 2048)
+) -> list[RunRecord]:
+    """Runs to a target: at their best rate they need 50 (1 + critical / batch) steps of 10 ms.
+
+    A rate twice as high needs 1.5 times as many steps, half of it twice as many; four times the best never arrives.
+    """
+    found = []
+    for batch in batches:
+        best = 0.01 * (batch / 8) ** 0.5
+        for factor, more in ((0.5, 2.0), (1.0, 1.0), (2.0, 1.5), (4.0, None)):
+            for seed in seeds:
+                run = make_record("SGD", "none", 16, sam=False, seed=seed)
+                rate = best * factor
+                config = run.config | {"optimizer.lr": rate, "model.optimizer.lr": rate, "data.batch_size": batch}
+                metrics = run.metrics | {"lr/base": rate, "lr/scaled": rate, "batch/global": float(batch)}
+                metrics |= {"target/value": 0.97, "target/reached": 0.0, "noise/b_simple": 80.0 + 10 * seed}
+                if more is not None:
+                    steps = 50 * (1 + critical / batch) * more * (1 + 0.01 * seed)
+                    metrics |= {"target/reached": 1.0, "target/steps": steps, "target/s": steps / 100}
+                found.append(replace(run, name=f"{batch} {rate:g} {seed}", config=config, metrics=metrics))
+    return found
+
+
+def write_between(
+    folder: Path, network: str = "convnet", seeds: tuple[int, ...] = (0, 1, 2), sharper: float = 9.0
+) -> None:
+    """The loss between a wide minimum at 0 and one `sharper` times as sharp at 1: parabolas, the lower of the two."""
+    alpha = [i / 10 - 1 for i in range(31)]
+    (folder / "between").mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        bend = 0.5 * (1 + 0.2 * seed)
+        loss = [0.01 + min(bend * a**2, sharper * bend * (a - 1) ** 2) for a in alpha]
+        data = {
+            "title": "small to large",
+            "network": network,
+            "seed": seed,
+            "from": {"run": "0", "label": "batch 16", "batch": 16},
+            "to": {"run": "1", "label": "batch 1024", "batch": 1024},
+            "alpha": alpha,
+            "train_loss": loss,
+            "test_loss": [value + 0.1 for value in loss],
+            "train_acc": [1 / (1 + value) for value in loss],
+            "test_acc": [0.95 / (1 + value) for value in loss],
+        }
+        (folder / "between" / f"{network}-{seed}.json").write_text(json.dumps(data))
+
+
+def write_spectrum(run: Path, lambda_max: float) -> None:
+    """A density of a bulk at 0 and a bump at lambda_max, as a run leaves it."""
+    grid = [lambda_max * i / 100 for i in range(-10, 121)]
+    width = lambda_max / 40
+    density = [
+        math.exp(-((x / width) ** 2) / 2) + 1e-3 * math.exp(-(((x - lambda_max) / width) ** 2) / 2) for x in grid
+    ]
+    parts = {"eigenvalues": [lambda_max, lambda_max / 2], "residuals": [0.0, "nan"], "lambda_min": "-inf"}
+    parts |= {"grid": grid, "density": density, "density_stderr": [0.0] * len(grid), "sigma": width}
+    (run / "spectrum.json").write_text(json.dumps({"hessian": parts}))
+
+
+def write_history(run: Path, values: list[float], metric: str = "val/loss") -> None:
+    """The log of a run: lines of training between lines of validation."""
+    lines = [f"epoch,step,train/loss,{metric}"]
+    for epoch, value in enumerate(values):
+        lines += [f"{epoch},{10 * epoch + 4},1.0,", f"{epoch},{10 * epoch + 9},,{value!r}"]
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")

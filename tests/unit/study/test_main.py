@@ -11,6 +11,8 @@ from lbtrain.study.report import Report
 from lbtrain.study.terminal import WIDTH, print_report
 from tests.unit.study.known_sweep import KNOWN, NASTY, failed, family_records, known_records, make_record, with_method
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_the_whole_study_in_the_terminal(report: Report) -> None:
     stream = io.StringIO()
@@ -21,10 +23,10 @@ def test_the_whole_study_in_the_terminal(report: Report) -> None:
     assert "\N{HORIZONTAL ELLIPSIS}" not in stream.getvalue()
     text = " ".join(" ".join(lines).split())
     assert "66 runs: 64 finished (4 of them diverged), 1 failed and 1 unfinished." in text
-    assert "30 Adam sqrt 1024 0 0 0.983 1.27" in text
-    outcomes = [line.split()[-1] for line in lines if line.split()[-1:]]
-    assert (outcomes.count("ok"), outcomes.count("failed"), outcomes.count("unfinished")) == (60, 1, 1)
-    assert outcomes.count("diverged") == 4
+    # 1.27 and 1.1 times that: 1.33 -+ 12.706 * 0.0635
+    assert "Adam sqrt 1024 0 2 0.983 \N{PLUS-MINUS SIGN}0 1.33 \N{PLUS-MINUS SIGN}0.81" in text
+    outcomes = [" ".join(line.split()[-2:]) for line in lines if line.split()[-1:]]
+    assert (outcomes.count("1 failed"), outcomes.count("2 diverged")) == (1, 2)
     # 0.78 * 1.1 ** 0.5, the geometric mean of the seeds, and so on
     assert "lambda_max grows 18.3x from batch 16 to 1024 with Adam (0.818 to 15.0; 95 % interval 18.3 to 18.3" in text
     assert f"64 (Adam, sqrt rate, batch 64, SAM rho 0.05, seed 5): failed: {NASTY}" in text
@@ -36,7 +38,7 @@ def test_a_long_table_is_cut_and_says_so(report: Report, monkeypatch: pytest.Mon
     monkeypatch.setattr("lbtrain.study.terminal.MAX_ROWS", 10)
     stream = io.StringIO()
     print_report(report, Console(file=stream))
-    assert f"56 more in {report.csv}" in "".join(stream.getvalue().split("\n"))
+    assert f"22 more in {report.settings_csv}" in "".join(stream.getvalue().split("\n"))
 
 
 def test_a_wide_terminal_gets_colours_and_the_same_width(report: Report) -> None:
@@ -44,6 +46,21 @@ def test_a_wide_terminal_gets_colours_and_the_same_width(report: Report) -> None
     print_report(report, Console(file=stream, width=300, force_terminal=True, color_system="standard"))
     assert "\x1b" in stream.getvalue()
     assert all(len(Text.from_ansi(line)) <= WIDTH for line in stream.getvalue().splitlines()[:-1])
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_table_fits_the_terminal_and_leaves_out_whole_columns(report: Report, width: int) -> None:
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=width, force_terminal=True))
+    lines = [Text.from_ansi(line).plain for line in stream.getvalue().splitlines()[:-1]]
+    assert max(map(len, lines)) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+    heads = " ".join(" ".join(lines[:8]).split())
+    assert ("keskar" in heads, "train" in heads, "acc" in heads) == {
+        60: (False, False, True),
+        80: (False, False, True),
+        100: (False, True, True),
+    }[width]
 
 
 def test_show_builds_and_prints(write_sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,3 +147,54 @@ def test_an_argument_of_a_method_has_a_column(write_sweep, capsys: pytest.Captur
         "1 0.05 0.2 ",
         "2 0.05 0.4 ",
     ]
+
+
+def test_what_was_left_out_is_said_in_the_terminal(write_sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = write_sweep(known_records()[:2])
+    for i in range(8):
+        (sweep / f"notes{i}").mkdir()
+    show(sweep)
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Left out - notes0, notes1, notes2, notes3, notes4, notes5 and 2 more: no summary.json and no .hydra/: no run"
+        in text
+    )
+
+
+def test_the_baseline_is_chosen_on_the_command_line(write_sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = str(write_sweep(known_records()))
+    assert main([sweep, "--baseline", "optimizer=SGD momentum 0.9 batch=64 rate=fixed method=none"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The baseline is SGD momentum 0.9, fixed rate, batch 64, without SAM, as asked for." in said
+    assert "One pair of seeds each: no difference has an interval." in said
+    assert main([sweep, "--baseline", "batch=48"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "--baseline: no setting has batch=48 beside what is named before; batch is 16, 64, 256, 1024"
+    ]
+
+
+def test_a_place_at_wandb_has_two_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["somewhere", "--wandb", "team"])
+    assert "must be ENTITY/PROJECT, got 'team'" in capsys.readouterr().err
+
+
+def test_the_report_is_published_after_it_is_written(write_sweep, monkeypatch, capsys) -> None:
+    from lbtrain.study import wandb_report
+
+    sweep, asked = write_sweep(known_records()[:1]), []
+
+    def publish(report, folders, entity, project):
+        asked.append((report.html.is_file(), list(folders), entity, project))
+        if project == "closed":
+            raise wandb_report.PublishError("no such project")
+        return "the address"
+
+    monkeypatch.setattr(wandb_report, "publish", publish)
+    assert main([str(sweep), "--wandb", "team/project"]) == 0
+    assert asked == [(True, [sweep], "team", "project")]
+    assert "W&B report: the address" in capsys.readouterr().out
+    assert main([str(sweep), "--wandb", "team/closed"]) == 1
+    assert capsys.readouterr().err == "no such project\n"

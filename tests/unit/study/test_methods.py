@@ -13,6 +13,7 @@ from lbtrain.app.signatures import locate
 from lbtrain.study.axes import sam_rho
 from lbtrain.study.conditions import cells, label
 from lbtrain.study.families import families
+from lbtrain.study.left_out import repeated
 from lbtrain.study.load import load_sweep
 from lbtrain.study.methods import DEFAULTS, Variant, arguments, members, method_label
 from lbtrain.study.pages import notes
@@ -160,7 +161,7 @@ def test_one_method_under_two_keys_is_one_method(write_sweep) -> None:
     table = load_sweep(write_sweep([PLAIN, with_method(PLAIN, "GSAM"), new]))
     assert (other_keys(table), method_options(table)) == ([], {})
     assert [[run["run"] for run in cell.runs] for cell in cells(table).values()] == [["0"], ["2"]]
-    assert any("1 run repeated by a newer one" in note for note in notes(table))
+    assert [entry.words for entry in repeated(table)] == ["1: a newer run has the same settings and seed"]
 
 
 def test_a_key_under_which_another_callback_stands_is_still_a_setting(write_sweep) -> None:

@@ -4,10 +4,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from lbtrain.records import write_record
 from lbtrain.study.report import Report, write_report
-from tests.unit.study.known_sweep import METHODS, NASTY, family_records, known_records, make_record, with_method
+from tests.unit.study.known_sweep import METHODS, NASTY, failed, family_records, known_records, make_record, with_method
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Outline(HTMLParser):
@@ -40,14 +43,17 @@ def test_the_page_is_well_formed_and_loads_nothing(report: Report) -> None:
     text = report.html.read_text()
     outline = Outline(text)
     assert outline.open == []
+    own = {"results.csv", "settings.csv"}
     assert all(
-        address.startswith("data:image/png;base64,") or address == "results.csv" for address in outline.addresses
+        address.startswith("data:image/png;base64,") or address in own or f'id="{address[1:]}"' in text
+        for address in outline.addresses
     )
-    assert "script" not in outline.seen
+    assert outline.seen.count("script") == 1  # the one that sorts, without an address
+    assert "<script src" not in text
     assert "link" not in outline.seen
     assert not re.search(r"https?://|@import|url\(", text)
-    assert outline.seen.count("img") == 6
-    assert [tag for tag in outline.seen if tag in {"h1", "h2"}] == ["h1", "h2", "h2", "h2", "h2", "h2"]
+    assert outline.seen.count("img") == len(report.figures) / 2 >= 6
+    assert [tag for tag in outline.seen if tag in {"h1", "h2"}] == ["h1", *["h2"] * 6]
 
 
 def test_the_page_is_made_for_every_reader(report: Report) -> None:
@@ -64,7 +70,7 @@ def test_the_same_is_said_in_both_forms(report: Report) -> None:
         assert finding.text in text.replace("\\", "")
     assert "![lambda_max against batch size (lambda_max). Adam, fixed rate" in text
     assert "(figures/lambda_max.png)" in text
-    assert [path.name for path in report.figures] == sorted(
+    assert sorted(path.name for path in report.figures) == sorted(
         path.name for path in (report.html.parent / "figures").iterdir()
     )
 
@@ -85,10 +91,11 @@ def test_the_rows_hold_the_numbers_of_the_records(report: Report) -> None:
 
 
 def test_a_diverged_setting_shows_its_loss_and_no_curvature(report: Report) -> None:
-    header = report.page.header
-    (row,) = [row for row in report.page.body if row[-1] == "14, 46"]
-    shown = dict(zip(header, row, strict=True))
-    assert shown["seeds"] == "2, 2 diverged"
+    sheet = report.page.settings
+    ((place, row),) = [(i, row) for i, row in enumerate(sheet.texts) if row[-1] == "14, 46"]
+    shown = dict(zip(sheet.header, row, strict=True))
+    assert (shown["seeds"], shown["diverged"], shown["failed"]) == ("2", "2", "0")
+    assert place in sheet.marked
     assert shown["train loss (per sample)"] == "2.30"
     assert shown["lambda_max (loss per squared parameter)"] == "-"
 
@@ -96,9 +103,11 @@ def test_a_diverged_setting_shows_its_loss_and_no_curvature(report: Report) -> N
 def test_seeds_share_a_row(write_sweep) -> None:
     runs = [make_record("Adam", "none", 16, sam=False, seed=seed, spread=1 + seed) for seed in (0, 1)]
     page = write_report(write_sweep(runs)).page
-    (row,) = page.body
-    shown = dict(zip(page.header, row, strict=True))
-    assert shown["lambda_max (loss per squared parameter)"] == "1.17 \N{PLUS-MINUS SIGN} 0.552"  # 0.78, 1.56
+    (row,) = page.settings.texts
+    shown = dict(zip(page.settings.header, row, strict=True))
+    # 0.78 and 1.56: 1.17 -+ t(0.975, 1) = 12.706 times 0.39
+    assert shown["lambda_max (loss per squared parameter)"] == "1.17 (-3.79 to 6.13)"
+    assert shown["train loss (per sample)"] == "0.00260"  # of both: no interval
     assert shown["runs"] == "0, 1"
     assert page.overview == "2 runs: 2 finished. What varies: seed (0, 1)."
 
@@ -114,15 +123,18 @@ def test_a_report_can_be_rebuilt(write_sweep) -> None:
 def test_an_old_figure_does_not_stay(write_sweep, tmp_path: Path) -> None:
     records = known_records()
     write_report(write_sweep(records), tmp_path / "out")
+    (tmp_path / "out" / "figures" / "mine.png").write_bytes(b"")  # of somebody else
     bare = [replace(record, metrics={"test/acc": 0.5, "test/loss": 1.0}) for record in records]
     report = write_report(write_sweep(bare, "bare"), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [p.name for p in report.figures]
+    left = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert left == sorted(["mine.png", *(p.name for p in report.figures)])
 
 
 def test_the_order_of_the_runs_changes_only_their_names(write_sweep) -> None:
     records = known_records()
     first, second = (write_report(write_sweep(runs, str(i))) for i, runs in enumerate((records, records[::-1])))
-    assert [row[:-1] for row in first.page.body] == [row[:-1] for row in second.page.body]
+    assert [row[:-1] for row in first.page.settings.texts] == [row[:-1] for row in second.page.settings.texts]
+    assert first.page.sheets == second.page.sheets
     assert first.page.findings == second.page.findings
     rows = [pd.read_csv(report.csv).drop(columns="run") for report in (first, second)]
     pd.testing.assert_frame_equal(*rows)
@@ -137,7 +149,7 @@ def test_the_title_names_the_day_of_a_sweep(tmp_path):
 
 def test_the_method_is_named_beside_its_radius(write_sweep) -> None:
     report = write_report(write_sweep(family_records(batches=(16, 64))))
-    shown = [dict(zip(report.page.header, row, strict=True)) for row in report.page.body]
+    shown = [dict(zip(report.page.settings.header, row, strict=True)) for row in report.page.settings.texts]
     rhos = {method: f"{values[2]['rho']:g}" for method, values in METHODS.items()}
     assert [(row["batch size"], row["method"], row["SAM rho"]) for row in shown] == [
         (batch, *pair) for batch in ("16", "64") for pair in (("none", "-"), *rhos.items())
@@ -157,8 +169,8 @@ def test_an_argument_of_a_method_is_a_column_and_an_axis(write_sweep) -> None:
     plain = make_record("Adam", "none", 64, sam=False)
     gsam = [with_method(plain, "GSAM", alpha=alpha) for alpha in (0.2, 0.4)]
     report = write_report(write_sweep([plain, with_method(plain, "LookSAM"), *gsam]))
-    column = report.page.header.index("alpha")
-    assert [row[column] for row in report.page.body] == ["-", "0.2", "0.4", "-"]
+    column = report.page.settings.header.index("alpha")
+    assert [row[column] for row in report.page.settings.texts] == ["-", "0.2", "0.4", "-"]
     assert "method (without SAM, GSAM rho 0.05, LookSAM rho 0.1); GSAM alpha (0.2, 0.4)." in report.page.overview
     rows = pd.read_csv(report.csv, keep_default_na=False)
     assert list(rows["alpha"]) == ["", "0.2", "0.4", "0.7"]
@@ -174,3 +186,46 @@ def test_one_method_is_an_axis_under_its_name(write_sweep) -> None:
 
 def test_a_study_of_sam_alone_names_its_radius_only(report: Report) -> None:
     assert "SAM (without, rho 0.05)" in report.page.overview
+
+
+def test_every_number_of_a_setting_stands_in_one_row(report: Report) -> None:
+    found = pd.read_csv(report.settings_csv, keep_default_na=False)
+    assert len(found) == len(report.page.settings.body) == 32
+    at = (found["optimizer"] == "Adam") & (found["rate"] == "fixed") & (found["batch size"] == 16)
+    row = found[at & (found["method"] == "none")].iloc[0]
+    # lambda_max is 0.78 and 1.1 times that
+    assert float(row["hessian/lambda_max"]) == pytest.approx(0.78 * 1.05)
+    half = 12.706204736 * 0.78 * 0.1 / 2
+    ends = [float(row[f"hessian/lambda_max_{end}"]) for end in ("low", "high")]
+    assert ends == pytest.approx([0.78 * 1.05 - half, 0.78 * 1.05 + half])
+    assert (row["hessian/lambda_max_n"], row["finished"], row["diverged"], row["failed"]) == (2, 2, 0, 0)
+    lost = found[found["failed"] > 0].iloc[0]
+    assert (lost["batch size"], lost["finished"], lost["test/acc_n"]) == (64, 2, 2)  # the third run, of another seed
+
+
+def test_a_setting_whose_runs_all_failed_is_a_row(write_sweep) -> None:
+    runs = [make_record("Adam", "none", 16, sam=False), failed(make_record("Adam", "none", 64, sam=False), "no memory")]
+    sheet = write_report(write_sweep(runs)).page.settings
+    shown = [dict(zip(sheet.header, row, strict=True)) for row in sheet.texts]
+    assert [(row["batch size"], row["seeds"], row["failed"]) for row in shown] == [("16", "1", "0"), ("64", "0", "1")]
+    assert sheet.marked == {1}
+
+
+def test_a_metric_beside_the_usual_ones_is_shown_where_it_tells_settings_apart(write_sweep) -> None:
+    runs = [make_record("Adam", "none", batch, sam=False) for batch in (16, 64)]
+    for i, run in enumerate(runs):
+        run.metrics.update({"hessian/trace": 1.0 + i, "hessian/lambda_min": -0.5, "hessian/layer/conv/trace": 1.0 + i})
+    report = write_report(write_sweep(runs))
+    assert "hessian trace (loss per squared parameter)" in report.page.settings.header
+    assert not any("lambda_min" in name or "layer" in name for name in report.page.settings.header)
+    columns = pd.read_csv(report.settings_csv).columns
+    assert {"hessian/lambda_min", "hessian/layer/conv/trace_high"} <= set(columns)
+
+
+def test_a_table_is_the_same_in_both_forms(report: Report) -> None:
+    text, page = report.markdown.read_text(), Outline(report.html.read_text()).text
+    (differences,) = report.page.sheets
+    assert f"## {differences.title}" in text
+    assert all(said in text.replace("\\", "") and said in page for said in differences.about)
+    starred = sum(entry.strong for row in differences.body for entry in row)
+    assert starred == text.count(" \\* |") == report.html.read_text().count("<strong>")
