@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lbtrain.callbacks.sam import SAM
     from lbtrain.callbacks.sharpness import Sharpness
     from lbtrain.callbacks.step_time import StepTime
+    from lbtrain.callbacks.target import TargetReached
     from lbtrain.callbacks.wsam import WSAM
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "Sharpness",
     "RandomState",
     "StepTime",
+    "TargetReached",
 ]
 
 # Names are looked up when first used: `train.py --help` must answer without importing torch.
@@ -55,6 +57,7 @@ _FILES = {
     "Sharpness": "sharpness",
     "RandomState": "random_state",
     "StepTime": "step_time",
+    "TargetReached": "target",
 }
 
 

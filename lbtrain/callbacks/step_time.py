@@ -1,5 +1,6 @@
 """How long training takes, measurements aside."""
 
+import math
 import time
 from typing import Any
 
@@ -10,22 +11,25 @@ from lbtrain.callbacks._trainer import publish
 
 
 class StepTime(Callback):
-    """Time the fit and its optimizer steps: `time/fit_s` without the measurements that end it, and `time/step_ms`.
+    """Time the fit: `time/fit_s` without measurements, `time/step_ms` per optimizer step and `time/epoch_s` per epoch.
 
     Put it before the measuring callbacks: its clock then stops before they start. A step is the time from the start of
     a training batch to its end, summed over its accumulation window and averaged over the run; loading and validation
-    are not in it.
+    are not in it. An epoch is a pass over the training batches with all that belongs to the fit, its share of loading
+    and validation included; an epoch that was not finished counts as the share of its batches.
     """
 
     def __init__(self) -> None:
         self._start = self._batch_start = time.perf_counter()
         self._in_batches = 0.0
         self._first_step = 0
+        self._batches = self._epochs = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         _finish(pl_module.device)
         self._start, self._in_batches, self._first_step = time.perf_counter(), 0.0, trainer.global_step
+        self._batches = self._epochs = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note when the batch starts."""
@@ -36,6 +40,12 @@ class StepTime(Callback):
     ) -> None:
         """Add the batch's time; on a GPU work may still be queued, which the end of the fit waits for."""
         self._in_batches += time.perf_counter() - self._batch_start
+        self._batches += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the epoch, for data that cannot say how many batches make one."""
+        # What share of it was done before a limit of steps is not known there, so then there is no count.
+        self._epochs = self._epochs + 1 if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch else 0
 
     def leave_out(self, seconds: float) -> None:
         """Skip time that was not spent on training.
@@ -51,7 +61,14 @@ class StepTime(Callback):
         _finish(pl_module.device)
         steps = max(trainer.global_step - self._first_step, 1)
         elapsed = time.perf_counter() - self._start
-        publish(trainer, {"time/fit_s": elapsed, "time/step_ms": 1000 * self._in_batches / steps})
+        times = {"time/fit_s": elapsed, "time/step_ms": 1000 * self._in_batches / steps}
+        epochs = self._passes(trainer)
+        publish(trainer, {**times, "time/epoch_s": elapsed / epochs} if epochs else times)
+
+    def _passes(self, trainer: Trainer) -> float:
+        """Return the epochs of this fit; a share for one that was cut short, where the loader knows its length."""
+        per_epoch = trainer.num_training_batches
+        return self._batches / per_epoch if per_epoch and math.isfinite(per_epoch) else self._epochs
 
 
 def _finish(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
 
 from lbtrain._lightning import Callback
 from lbtrain.callbacks.step_time import StepTime
@@ -38,3 +39,25 @@ def test_steps_are_timed_and_measurements_are_not(accumulate):
     # No bound depends on how busy the machine is: each clock lies within the next.
     assert 6 * 0.02 <= step_ms / 1000 * trainer.global_step <= fit_s <= measuring.end - before.start
     assert step_ms >= 20 * accumulate
+
+
+@pytest.mark.parametrize(("options", "epochs"), [({"max_epochs": 3}, 3), ({"max_steps": 9, "max_epochs": 9}, 1.5)])
+def test_an_epoch_that_was_cut_short_counts_its_share(options, epochs):
+    metrics = fit(Sleepy(), digits_like(), [StepTime()], **options).callback_metrics
+    assert metrics["time/epoch_s"].item() == pytest.approx(metrics["time/fit_s"].item() / epochs)
+
+
+class Endless(IterableDataset):
+    """Data that do not say how many there are."""
+
+    def __iter__(self):
+        yield from digits_like().dataset
+
+
+def test_data_of_unknown_length_count_their_finished_epochs():
+    whole, cut = (
+        fit(Plain(), DataLoader(Endless(), 8), [StepTime()], **options).callback_metrics
+        for options in ({"max_epochs": 2}, {"max_steps": 2})
+    )
+    assert whole["time/epoch_s"].item() == pytest.approx(whole["time/fit_s"].item() / 2)
+    assert "time/epoch_s" not in cut
