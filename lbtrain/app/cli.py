@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
-from lbtrain.app import launcher, measure, scale
+from lbtrain.app import after_sweep, launcher, measure, shared_place
+from lbtrain.app.commands import COMMANDS, command, refuse_near_word, usage
 from lbtrain.app.config import redacted
 from lbtrain.app.instantiate import ConfigError, nearest
 from lbtrain.app.own import import_own_modules
@@ -101,35 +102,29 @@ def _ending(cfg: DictConfig) -> Iterator[None]:
 def main() -> None:
     """Run the command line; a sweep ends with its comparison, also when jobs failed or Ctrl-C has ended them.
 
-    It exits with code 1 when something failed, and 130 after Ctrl-C. `scale` as the first word trains nothing: it
-    prints the values for another batch size; neither does `measure`, which measures a checkpoint. Both exit with 2 if
-    they cannot read the command line.
+    It exits with code 1 when something failed, and 130 after Ctrl-C. A first word of `commands.COMMANDS`, such as
+    `measure` or `report`, trains nothing and has its own exit codes: 2 if it cannot read the command line.
     """
     # Hydra finds plugins of a wheel by itself, but not those of an editable install.
     Plugins.instance().register(LocalLauncher)
+    after_sweep.watch(Plugins.instance())
     # The console script looks beside itself for modules, not where the user is.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    if sys.argv[1:2] == ["scale"]:
-        sys.exit(scale.main(sys.argv[2:]))
-    _refuse_near_word(sys.argv[1:2])
+    refuse_near_word(sys.argv[1:2])
+    shared_place.agree()
     with _hints():
         try:
-            run_measure(sys.argv[2:]) if sys.argv[1:2] == ["measure"] else run()
+            if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+                sys.exit(command(sys.argv[1])(sys.argv[2:]))
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(usage())
+            run()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(_INTERRUPTED)
         finally:
             launcher.show_last_sweep()
-
-
-def _refuse_near_word(words: Sequence[str]) -> None:
-    """End with code 2 where the first word is a mistyped command."""
-    commands = ("measure", "scale")
-    near = nearest(words[0], commands) if words and "=" not in words[0] and not words[0].startswith("-") else None
-    if near and words[0] not in commands:
-        print(f"lbtrain: there is no command {words[0]!r}. Did you mean {near!r}?", file=sys.stderr)
-        sys.exit(2)
 
 
 def _described(error: Exception, cfg: DictConfig) -> str:

@@ -1,23 +1,25 @@
 """wandb: one run per job, offline without a key, and an exit code that tells the truth."""
 
-import netrc
+import json
 import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlparse
 
-from lbtrain._lightning import DummyLogger, WandbLogger, rank_zero_only
+from lbtrain._lightning import DummyLogger, rank_zero_only
 from lbtrain.app.config import without_secrets
 from lbtrain.app.names import given_overrides, job_name, sweep_name
+from lbtrain.app.wandb_metrics import DeclaringLogger, best_of
+from lbtrain.app.wandb_server import has_key, server
+from lbtrain.records import replace_file
 
 METRICS_NAME = "metrics.csv"
 # The run's identity, kept beside its results, so a resumed job continues its run.
 ID_NAME = "wandb_id.txt"
-# Best and last value in the summary; must be declared before the first value is logged.
-_SUMMARIES = {"val/acc": "max,last", "val/loss": "min,last"}
+# What the comparison has to know of it to find it on a server.
+RUN_NAME = "wandb_run.json"
 
 
 def wandb_logger(
@@ -31,7 +33,8 @@ def wandb_logger(
     offline: bool | None = None,
     save_dir: str = ".",
     id: str | None = None,
-) -> WandbLogger | DummyLogger:
+    base_url: str | None = None,
+) -> DeclaringLogger | DummyLogger:
     """Open the wandb run of this job.
 
     Args:
@@ -46,16 +49,19 @@ def wandb_logger(
             WANDB_MODE, where set, decides instead.
         save_dir: Directory of the job; the run's files go to its `wandb` folder.
         id: Identity of the run; None takes the one kept in save_dir, or makes and keeps one.
+        base_url: Address of a self-hosted server; None takes WANDB_BASE_URL, else the server of `wandb login`.
 
     Returns:
         A Lightning logger that owns the run; on ranks other than zero one that does nothing.
 
     Raises:
+        ValueError: If base_url is not an address of http or https.
         RuntimeError: If a wandb run is open already: two jobs would share it.
-    """
+    """  # noqa: DOC502 - the first is raised by server
     if rank_zero_only.rank != 0:
         return DummyLogger()
-    mode = _mode(offline)
+    url = server(base_url)
+    mode = _mode(offline, url)
     if mode != "online":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
     import wandb
@@ -77,11 +83,11 @@ def wandb_logger(
             dir=save_dir,
             id=id or _kept_id(Path(save_dir)),
             resume="allow",
-            settings=wandb.Settings(console="off", quiet=True),
+            settings=wandb.Settings(console="off", quiet=True, base_url=url),
         )
-    for metric, summary in _SUMMARIES.items():
-        run.define_metric(metric, summary=summary)
-    return WandbLogger(experiment=run, save_dir=save_dir)
+    known = {"id": run.id, "group": run.group or None, "project": run.project, "entity": run.entity or None}
+    replace_file(Path(save_dir) / RUN_NAME, f"{json.dumps(known)}\n".encode())
+    return DeclaringLogger(experiment=run, save_dir=save_dir)
 
 
 @rank_zero_only
@@ -98,7 +104,7 @@ def close_wandb(config: Mapping[str, object], metrics: Mapping[str, float | str]
         return
     try:
         wandb.run.config.update(dict(config), allow_val_change=True)
-        wandb.run.summary.update({key: value for key, value in metrics.items() if key not in _SUMMARIES})
+        wandb.run.summary.update({key: value for key, value in metrics.items() if best_of(key) is None})
     finally:
         wandb.finish(exit_code=int(failed))
 
@@ -114,23 +120,13 @@ def _arguments_without_secrets() -> Iterator[None]:
         sys.argv = given
 
 
-def _mode(offline: bool | None) -> str:
+def _mode(offline: bool | None, url: str) -> str:
     chosen = os.environ.get("WANDB_MODE")
     if chosen:
         return chosen
     if offline is None:
-        offline = not _has_key()
+        offline = not has_key(url)
     return "offline" if offline else "online"
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _kept_id(directory: Path) -> str:

@@ -52,3 +52,39 @@ def read(path):
 
 def _items(entries):
     return {".".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries}
+
+
+def write(path, messages):
+    """Write records as wandb does, checksums aside, which its reader here does not look at."""
+    data = bytearray(b":W&B\xe1\xbe\x00")
+    for message in messages:
+        payload, is_first = message.SerializeToString(), True
+        while is_first or payload:
+            left = _BLOCK - len(data) % _BLOCK
+            if left < _HEADER:
+                data += bytes(left)
+                left = _BLOCK
+            part, payload = payload[: left - _HEADER], payload[left - _HEADER :]
+            kind = {(True, False): 1, (True, True): 2, (False, True): 3, (False, False): 4}[is_first, bool(payload)]
+            data += struct.pack("<IHB", 0, len(part), kind) + part
+            is_first = False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def offline_run(job, run_id, *, name="batch_size=16", group="a/sweep", code=0, padding=0, session="20260101_000000"):
+    """Put an offline run into the directory of a job as wandb does; return its folder."""
+    run, values, end = (wandb_internal_pb2.Record() for _ in range(3))
+    run.run.run_id, run.run.display_name, run.run.run_group, run.run.project = run_id, name, group, "lbtrain"
+    item = values.history.item.add()
+    item.key, item.value_json = "val/loss", "1.5" + "0" * padding
+    messages = [wandb_internal_pb2.Record(), run, values]
+    if code is not None:
+        end.exit.exit_code = code
+        messages.append(end)
+    folder = job / "wandb" / f"offline-run-{session}-{run_id}"
+    write(folder / f"run-{run_id}.wandb", messages)
+    latest = job / "wandb" / "latest-run"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(folder.name)
+    return folder

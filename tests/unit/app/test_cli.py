@@ -1,5 +1,6 @@
 """What the command line says of names that Hydra does not know."""
 
+import re
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from lbtrain.app import cli
+from lbtrain.app import cli, commands
 from lbtrain.app.instantiate import ConfigError
 
 
@@ -61,7 +62,9 @@ def test_members_of_the_user_s_own_directory_count(tmp_path, monkeypatch):
     assert cli._members("") == []
 
 
-@pytest.mark.parametrize(("word", "near"), [("mesure", "measure"), ("scales", "scale")])
+@pytest.mark.parametrize(
+    ("word", "near"), [("mesure", "measure"), ("scales", "scale"), ("reprot", "report"), ("synch", "sync")]
+)
 def test_a_mistyped_command_is_answered_with_the_nearest(word, near, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lbtrain", word, "ckpt_path=x"])
     with pytest.raises(SystemExit) as stop:
@@ -70,9 +73,50 @@ def test_a_mistyped_command_is_answered_with_the_nearest(word, near, monkeypatch
     assert capsys.readouterr().err == f"lbtrain: there is no command {word!r}. Did you mean {near!r}?\n"
 
 
-@pytest.mark.parametrize("words", [[], ["measure"], ["scale=1"], ["--help"], ["xyzzy"]])
+@pytest.mark.parametrize("words", [[], ["scale=1"], ["--help"], ["xyzzy"], *([word] for word in commands.COMMANDS)])
 def test_other_first_words_are_left_to_what_reads_them(words):
-    cli._refuse_near_word(words)
+    commands.refuse_near_word(words)
+
+
+@pytest.mark.parametrize("word", commands.COMMANDS)
+def test_every_command_is_there_and_explains_itself(word, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lbtrain", word, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code in (0, None)
+    assert capsys.readouterr().out.lower().startswith("usage")
+
+
+def test_help_names_the_commands_before_the_config(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lbtrain", "--help"])
+    monkeypatch.setattr(cli, "run", lambda: print("== Configuration groups =="))
+    cli.main()
+    commands_shown, _, _ = capsys.readouterr().out.partition("== Configuration groups ==")
+    for word, (_, text) in commands.COMMANDS.items():
+        assert re.search(rf"lbtrain {word} +{re.escape(text)}", commands_shown)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_command_gets_the_words_after_it_and_its_exit_code_is_that_of_the_program(code, monkeypatch):
+    given = []
+    monkeypatch.setattr(commands, "report", lambda words: given.extend(words) or code)
+    monkeypatch.setattr(sys, "argv", ["lbtrain", "report", "a", "b", "--out", "c"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == code
+    assert given == ["a", "b", "--out", "c"]
+
+
+def test_ctrl_c_in_a_command_ends_with_the_code_of_a_shell(monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "report", interrupted)
+    monkeypatch.setattr(sys, "argv", ["lbtrain", "report", "a"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def failure(error):
