@@ -11,21 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-Scalar = str | int | float | bool | None
+from lbtrain.app.secrecy import blanked, is_secret, masked, unread, without_secrets
 
-_SECRET = frozenset({
-    "key",
-    "keys",
-    "apikey",
-    "token",
-    "secret",
-    "secrets",
-    "password",
-    "passwords",
-    "passwd",
-    "passphrase",
-    "credentials",
-})
+Scalar = str | int | float | bool | None
+__all__ = ["Scalar", "flat", "git_commit", "redacted", "versions", "without_secrets"]
+
 # Values from the environment stay names, and directories of this machine stay out.
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env:")
 _FROM_ENVIRONMENT_NAME = re.compile(r"\$\{\s*oc\.env:\s*(\w+)")
@@ -63,36 +53,21 @@ def flat(cfg: DictConfig) -> dict[str, Scalar]:
         key: node for key, node in OmegaConf.to_container(cfg, resolve=False).items() if key not in ("hydra", "paths")
     }
     hidden: dict[str, str] = {}
-    masked = OmegaConf.create(_mask(OmegaConf.to_container(cfg, resolve=False), hidden))
+    safe = OmegaConf.create(_mask(OmegaConf.to_container(cfg, resolve=False), hidden))
     rows: dict[str, Scalar] = {}
     for path, text in _leaves(raw):
         key = ".".join(map(str, path))
-        value = _resolved(masked, path, text)
+        value = _resolved(safe, path, text)
         if isinstance(value, str):
             for token, original in hidden.items():
                 value = value.replace(token, original)
+            value = masked(value)
         if _is_config(value) and str(text).startswith(_CREATED):
             made = _leaves(OmegaConf.to_container(value), path)
-            rows.update({".".join(map(str, at)): part for at, part in made if not _is_secret(at, part)})
-        elif not (_is_config(value) or _is_secret(path, value) or _names_directory(value)):
+            rows.update({".".join(map(str, at)): _shown(part) for at, part in made if not is_secret(at, part)})
+        elif not (_is_config(value) or is_secret(path, value) or _names_directory(value)):
             rows[key] = value
     return rows
-
-
-def without_secrets(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Drop overrides that set a secret, such as `logger.wandb.api_key=...`.
-
-    Args:
-        overrides: Overrides as given on the command line.
-
-    Returns:
-        The others, in their order.
-    """
-    return tuple(
-        override
-        for override in overrides
-        if not _is_secret(override.partition("=")[0].lstrip("+~").split("."), override.partition("=")[2])
-    )
 
 
 def redacted(text: str, cfg: DictConfig) -> str:
@@ -100,21 +75,20 @@ def redacted(text: str, cfg: DictConfig) -> str:
 
     Args:
         text: Any text.
-        cfg: The composed config. Secrets are the values of its secret keys, and those that it reads from environment
-            variables with a secret name.
+        cfg: The composed config. Secrets are the values of its secret keys, and those of environment variables with a
+            secret name, whether the config reads them or not.
 
     Returns:
-        The text with `***` for each of them.
+        The text with `***` for each of them, and for passwords in addresses; with `${oc.env:NAME}` for what the config
+        reads from other variables, unless it is a path.
     """
-    found = set()
+    found, variables = set[str](), set[str]()
     for path, written in _leaves(OmegaConf.to_container(cfg, resolve=False)):
-        variables = _FROM_ENVIRONMENT_NAME.findall(written) if isinstance(written, str) else []
-        if _is_secret(path, written) or _is_secret(variables, written):
+        named = _FROM_ENVIRONMENT_NAME.findall(written) if isinstance(written, str) else []
+        variables.update(named)
+        if is_secret(path, written) or is_secret(named, written):
             found.add(str(_resolved(cfg, path, written)))
-    for secret in sorted(found, key=len, reverse=True):
-        # Shorter ones are no secrets, and blanking them would make the text unreadable.
-        text = text.replace(secret, "***") if len(secret) >= 4 else text
-    return text
+    return unread(masked(blanked(text, found)), variables)
 
 
 def versions() -> dict[str, str]:
@@ -158,7 +132,7 @@ def _mask(node: Any, hidden: dict[str, str], path: tuple[Any, ...] = ()) -> Any:
     if isinstance(node, list):
         return [_mask(value, hidden, (*path, position)) for position, value in enumerate(node)]
     unresolved = isinstance(node, str) and (_FROM_ENVIRONMENT.search(node) or _DIRECTORY.search(node))
-    if unresolved or _is_secret(path, node):
+    if unresolved or is_secret(path, node):
         token = f"<unresolved {len(hidden)}>"
         hidden[token] = node if unresolved else "***"
         return token
@@ -187,16 +161,12 @@ def _resolved(cfg: DictConfig, path: Sequence[Any], text: Any) -> Any:
     return node if isinstance(node, (str, int, float, bool, type(None))) or _is_config(node) else str(node)
 
 
+def _shown(value: Any) -> Any:
+    return masked(value) if isinstance(value, str) else value
+
+
 def _is_config(value: Any) -> bool:
     return OmegaConf.is_config(value)
-
-
-def _is_secret(path: Sequence[Any], value: Any) -> bool:
-    # A number with a fraction, a switch or nothing is no secret, whatever its name: `token_dropout: 0.1`.
-    if value is None or isinstance(value, (bool, float)):
-        return False
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", " ".join(map(str, path)))
-    return any(word.lower() in _SECRET for word in words)
 
 
 def _names_directory(value: Any) -> bool:

@@ -1,9 +1,12 @@
-"""The installed package: its configs and its launcher travel with it."""
+"""The installed package, in an environment of its own: its configs, its launcher and its command travel with it."""
 
 import importlib.metadata
 import shutil
 import subprocess
 import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -40,9 +43,18 @@ def setuptools_version():
         return 0
 
 
+@dataclass(frozen=True)
+class Installed:
+    python: Path
+    lbtrain: Path
+    """The command."""
+    site: Path
+    """Where the wheel was unpacked."""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Build the wheel from a copy of the sources, since a build leaves files beside them, and unpack it."""
+    """Build the wheel from a copy of the sources, since a build leaves files beside them, and install it."""
     directory = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "outputs", "multirun", "tests", "__pycache__")
     shutil.copytree(ROOT, directory / "source", ignore=ignored)
@@ -52,14 +64,27 @@ def installed(tmp_path_factory):
     build = ["wheel", "--no-deps", *here, "--wheel-dir", str(directory), str(directory / "source")]
     subprocess.run([*pip, *build], check=True, timeout=120)
     (wheel,) = directory.glob("lbtrain-*.whl")
-    subprocess.run(
-        [*pip, "install", "--no-deps", "--target", str(directory / "site"), str(wheel)], check=True, timeout=60
-    )
-    return directory / "site"
+    clean = clean_environment(directory / "clean")
+    install = ["--python", str(clean.python), "install", "--no-deps", "--no-warn-script-location", str(wheel)]
+    subprocess.run([*pip, *install], check=True, timeout=60)
+    return clean
+
+
+def clean_environment(folder):
+    """Make an environment with the packages that the tests have, except for lbtrain: what a user would install."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Python reads no .pth file of a folder that one names, so the editable install there stays without effect.
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    clean = Installed(folder / "bin" / "python", folder / "bin" / "lbtrain", site)
+    absent = subprocess.run([clean.python, "-I", "-c", "import lbtrain"], cwd=folder, capture_output=True, timeout=60)
+    assert b"No module named 'lbtrain'" in absent.stderr
+    return clean
 
 
 def test_wheel_holds_configs_launcher_and_templates(installed):
-    files = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
+    site = installed.site
+    files = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     assert {"lbtrain/conf/train.yaml", "lbtrain/conf/callbacks/sam.yaml", "hydra_plugins/lbtrain_launcher.py"} <= files
     own = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     shipped = {name for name in files if name.startswith("lbtrain/conf/") and name.endswith(".yaml")}
@@ -71,19 +96,10 @@ def test_wheel_holds_configs_launcher_and_templates(installed):
 
 @pytest.mark.slow
 def test_console_script_of_the_wheel_runs_a_sweep(installed, tmp_path):
-    # The interpreter's own editable install must not answer in place of the wheel.
-    (tmp_path / "start.py").write_text(
-        "import sys, lbtrain\nfrom lbtrain.app.cli import main\n\nif __name__ == '__main__':\n"
-        "    print(lbtrain.__file__)\n    main()\n"
-    )
-    done = run(
-        ["-m", *SMALL, "seed=0,1", "hydra.sweep.dir=sweep"],
-        tmp_path,
-        program=(sys.executable, "start.py"),
-        PYTHONPATH=str(installed),
-    )
+    where = run(["-c", "import lbtrain; print(lbtrain.__file__)"], tmp_path, program=(installed.python,))
+    assert where.out.strip() == str(installed.site / "lbtrain" / "__init__.py")
+    done = run(["-m", *SMALL, "seed=0,1", "hydra.sweep.dir=sweep"], tmp_path, program=(installed.lbtrain,))
     assert done.code == 0, done.err
-    assert done.out.splitlines()[0] == str(installed / "lbtrain" / "__init__.py")
     assert [read_record(tmp_path / "sweep" / str(number)).status for number in range(2)] == ["finished"] * 2
     assert (tmp_path / "sweep" / "report.html").is_file()
 
@@ -92,11 +108,11 @@ def test_configs_compose_in_an_application_of_others(installed, tmp_path):
     (tmp_path / "app.py").write_text(FOREIGN)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "app.yaml").write_text(FOREIGN_CONFIG)
-    program = (sys.executable, "app.py")
-    done = run(["callbacks.sam.rho=0.1"], tmp_path, program=program, PYTHONPATH=str(installed))
+    program = (installed.python, "app.py")
+    done = run(["callbacks.sam.rho=0.1"], tmp_path, program=program)
     assert done.code == 0, done.err
     assert "_target_: lbtrain.callbacks.sam.SAM" in done.out
     assert "rho: 0.1" in done.out
     # The launcher is found although nothing of lbtrain was imported.
-    launcher = run(["--cfg", "hydra"], tmp_path, program=program, PYTHONPATH=str(installed)).out
+    launcher = run(["--cfg", "hydra"], tmp_path, program=program).out
     assert "hydra_plugins.lbtrain_launcher.LocalLauncher" in launcher

@@ -33,6 +33,12 @@ def test_labels_hold_no_secrets():
     assert labels([["token=sk-1", "a=1"], ["token=sk-2", "a=2"]]) == ["a=1", "a=2"]
 
 
+def test_names_and_labels_hold_no_password_of_an_address_and_no_variable_of_a_job():
+    own = ["+hub=https://me:hunter2@host/a", "+hydra.job.env_set.HF=hf-1", "seed=1"]
+    assert job_name(own) == "hub=https://me:***@host/a seed=1"
+    assert labels([own, ["seed=1"]]) == ["+hub=https://me:***@host/a", "run"]
+
+
 def test_outside_of_a_job_there_is_nothing_to_name():
     assert given_overrides() == []
     assert sweep_name() is None
