@@ -47,9 +47,9 @@ def test_one_door_to_lightning(path):
         }
 
 
-def test_the_comparison_is_only_called_where_a_sweep_ends():
+def test_the_comparison_is_only_called_where_a_sweep_ends_and_by_its_command():
     callers = {p.name for p in SOURCES if p.parent.name == "app" and any("lbtrain.study" in n for n in imports(p))}
-    assert callers <= {"launcher.py"}
+    assert callers <= {"launcher.py", "commands.py"}
 
 
 def test_public_names_are_listed_and_lazy():

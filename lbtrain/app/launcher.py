@@ -1,35 +1,39 @@
 """Run the jobs of a sweep, each in a process of its own, and compare them at the end."""
 
 import multiprocessing
-import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lbtrain.app.config import flat
-from lbtrain.app.jobs import Job, run_jobs
-from lbtrain.app.names import QUIET, labels
+from lbtrain.app.asked import Asked
+from lbtrain.app.claim import claim
+from lbtrain.app.config import flat, without_secrets
+from lbtrain.app.earlier import Place, find_places, fingerprint
+from lbtrain.app.job import Job, argv_of, tasks
+from lbtrain.app.jobs import Limits, run_jobs
+from lbtrain.app.leaks import cleared_environment
+from lbtrain.app.names import labels
+from lbtrain.app.needs import Machine, need
 from lbtrain.app.own import own_modules
 from lbtrain.app.precheck import check
-from lbtrain.records import read_record
+from lbtrain.app.progress import Progress
+from lbtrain.app.slots import Slots, at_a_time, threads
+from lbtrain.records import RunRecord, read_record
 
 # A job of a small study takes about 1 GB; more at a time than this is for machines that the user knows.
 _MOST_SLOTS = 16
-# Lightning's rank and seed variables: what this process was started with, a job must not take for its own.
-_LEAKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
-# What the launcher decides for each job itself; other overrides of the hydra node are handed on.
-_OWN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
 
-# Directories that this process has claimed for its sweeps, each with the open file that keeps other sweeps out.
-_claimed: dict[Path, int] = {}
-# Those in which jobs were started.
+# Directories of sweeps in which this process has started jobs.
 _started: list[Path] = []
+# Directories of jobs of this process, which a later batch of the same sweeper does not take for an earlier sweep's.
+_given: set[Path] = set()
 
 
 def launch(
@@ -37,142 +41,149 @@ def launch(
     configs: Sequence[DictConfig],
     job_overrides: Sequence[Sequence[str]],
     first_number: int,
-    slots: int | None,
-    start_method: str,
+    asked: Asked,
 ) -> list[JobReturn]:
-    """Check all jobs, then run them, several at a time; a job that fails leaves the others running.
+    """Check all jobs, then run those that are not finished; a job that fails leaves the others running.
 
     Args:
         config: The sweep's own config, with its `hydra` node.
         configs: The composed config of each job.
         job_overrides: The overrides of each job.
         first_number: Number of the first job.
-        slots: Jobs at a time; None decides.
-        start_method: Of `multiprocessing`: `forkserver` or `spawn`.
+        asked: Arguments of the launcher.
 
     Returns:
         One result per job, in order: the objective, or the reason why there is none.
 
     Raises:
-        CompactHydraException: If an argument or a config is not valid; no job has started then.
+        CompactHydraException: If a config is not valid, or asks for more than there is; no job has started then.
+    """  # noqa: DOC502 - raised by what is called
+    sweep = claim(config)
+    places = _places(config, configs, sweep, first_number, asked)
+    jobs = _jobs(config, configs, job_overrides, sweep, first_number, places)
+    todo = [n for n, place in enumerate(places) if place.state != "finished"]
+    machine = Machine(1)
+    # Processes start from the environment without what leaks, and the user's own is put back.
+    with cleared_environment():
+        if todo:
+            context = _context(configs, asked.start_method)
+            machine = check(context, [configs[n] for n in todo])
+            together, jobs = _shared_out(jobs, configs, todo, machine, asked)
+        _started.append(sweep)
+        _given.update(place.directory for place in places)
+        progress = Progress(len(jobs), together if todo else 1)
+        for n in sorted(set(range(len(jobs))) - set(todo)):
+            progress.skipped(jobs[n], _record(jobs[n]))
+        if todo:
+            slots = Slots(machine, asked.jobs_per_device, together)
+            limits = Limits(asked.retries, asked.timeout_s)
+            run_jobs(context, [jobs[n] for n in todo], machine, slots, limits, progress)
+    return [_result(job, job_config) for job, job_config in zip(jobs, configs, strict=True)]
+
+
+def show_last_sweep() -> None:
+    """Print the comparison of the sweep that this process has run, if any, and where its report is.
+
+    Raises:
+        SystemExit: If Ctrl-C ends it.
     """
-    if start_method not in ("forkserver", "spawn"):
-        raise CompactHydraException(f"hydra.launcher.start_method must be forkserver or spawn, got {start_method!r}")
-    if slots is not None and (not isinstance(slots, int) or slots < 1):
-        raise CompactHydraException(f"hydra.launcher.slots must be a whole number from 1 on, or null, got {slots!r}")
-    for name in _LEAKS:
-        os.environ.pop(name, None)
+    if _started:
+        from lbtrain.study.__main__ import show
+
+        try:
+            show(_started[-1])
+        except KeyboardInterrupt:
+            print(f"comparison interrupted; to make it: python -m lbtrain.study {_started[-1]}", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _places(
+    config: DictConfig, configs: Sequence[DictConfig], sweep: Path, first_number: int, asked: Asked
+) -> list[Place]:
+    """Return where each job runs, and what it finds there."""
+    subdirs = []
+    for number, job_config in enumerate(configs, start=first_number):
+        with open_dict(job_config):
+            job_config.hydra.job.num = number
+        subdirs.append(str(job_config.hydra.sweep.subdir))
+    written = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    named = any(override.lstrip("+").startswith("hydra.sweep.dir=") for override in written)
+    skip = named if asked.skip_finished is None else asked.skip_finished
+    return find_places(sweep, configs, subdirs, first_number, skip, given=_given)
+
+
+def _jobs(
+    config: DictConfig,
+    configs: Sequence[DictConfig],
+    job_overrides: Sequence[Sequence[str]],
+    sweep: Path,
+    first_number: int,
+    places: Sequence[Place],
+) -> list[Job]:
+    jobs = []
+    # Only a first batch knows how many there are: a sweeper that comes back with more does not say when it ends.
+    of = f" of {len(configs)}" if first_number == 0 else ""
+    each = zip(configs, job_overrides, labels(job_overrides), places, strict=True)
+    for number, (own, overrides, label, place) in enumerate(each, start=first_number + 1):
+        argv = argv_of(config, own, overrides, place.directory, sweep, place.number)
+        mark = fingerprint(own)
+        title = f"run {number}{of}"
+        jobs.append(Job(title, label, tasks(overrides), place.directory, argv, flat(own), mark, ckpt=place.ckpt))
+    return jobs
+
+
+def _context(configs: Sequence[DictConfig], start_method: str) -> BaseContext:
     context = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         # The server imports this once; every job is forked from it, before torch has started any thread. The user's own
         # modules come first: lbtrain's door to Lightning follows the package that they import.
         own = dict.fromkeys(name for job_config in configs for name in own_modules(job_config))
-        context.set_forkserver_preload([*own, "lbtrain.app.train"])  # type: ignore[attr-defined]
-    sweep = _claim(config)
-    named = enumerate(zip(configs, job_overrides, labels(job_overrides), strict=True), start=first_number)
-    jobs = [_job(config, own, overrides, sweep, number, label) for number, (own, overrides, label) in named]
-    check(context, configs)
-    _started.append(sweep)
-    slots, threads = _shares(configs, slots)
-    run_jobs(context, jobs, slots, threads)
-    return [_result(job, job_config) for job, job_config in zip(jobs, configs, strict=True)]
+        context.set_forkserver_preload([*own, "lbtrain.app.train", "lbtrain.app.cli"])  # type: ignore[attr-defined]
+    return context
 
 
-def show_last_sweep() -> None:
-    """Print the comparison of the sweep that this process has run, if any, and where its report is."""
-    if _started:
-        from lbtrain.study.__main__ import show
-
-        show(_started[-1])
-
-
-def _claim(config: DictConfig) -> Path:
-    """Return a directory that no other sweep writes to at this time: the configured one, or one beside it.
-
-    Two sweeps that start within one second are configured with the same directory.
+def _shared_out(
+    jobs: Sequence[Job], configs: Sequence[DictConfig], todo: Sequence[int], machine: Machine, asked: Asked
+) -> tuple[int, list[Job]]:
+    """Return how many jobs run at a time, and all jobs with what they take and the threads of their processes.
 
     Raises:
-        CompactHydraException: If there is none.
+        CompactHydraException: If the machine cannot run one of them.
     """
-    import fcntl  # not on Windows, where single runs still work
-
-    wanted = Path(config.hydra.sweep.dir).absolute()
-    for number in range(1, 1000):
-        path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        if path in _claimed:
-            return path
-        path.mkdir(parents=True, exist_ok=True)
-        # The lock of an open directory leaves no file behind, and ends with this process however it ends.
-        opened = os.open(path, os.O_RDONLY)
+    told, needs = list(jobs), {}
+    for n in todo:
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(opened)
-            continue
-        except OSError:
-            pass  # a file system without locks
-        _claimed[path] = opened
-        with open_dict(config):
-            config.hydra.sweep.dir = str(path)  # for a sweeper that writes its results there
-        return path
-    raise CompactHydraException(f"other sweeps write to {wanted} already; choose another hydra.sweep.dir")
+            needs[n] = need(configs[n], machine, asked.devices_per_job)
+        except ValueError as error:
+            raise CompactHydraException(f"{jobs[n].title}: {error}") from error
+    limit = asked.slots
+    if limit is None and all(own.kind == "cpu" for own in needs.values()):
+        limit = _MOST_SLOTS
+    together = at_a_time(list(needs.values()), Slots(machine, asked.jobs_per_device, limit))
+    for n, own in needs.items():
+        told[n] = replace(jobs[n], need=own, threads=threads(machine.cores, together, own.processes))
+    return together, told
 
 
-def _job(
-    config: DictConfig, job_config: DictConfig, overrides: Sequence[str], sweep: Path, number: int, label: str
-) -> Job:
-    with open_dict(job_config):
-        job_config.hydra.job.num = number
-        directory = sweep / str(job_config.hydra.sweep.subdir)
-        job_config.hydra.runtime.output_dir = str(directory)
-        quiet = "enable_progress_bar" in job_config.get("trainer", {})
-        if quiet:
-            job_config.trainer.enable_progress_bar = False
-    tasks = [o for o in overrides if not _of_hydra(o)]
-    swept = [o for o in overrides if _of_hydra(o)]
-    written = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    own = [o for o in (*written, *swept) if not o.lstrip("+~").startswith(_OWN)]
-    placed = [f"hydra.run.dir={_quoted(directory)}", f"hydra.sweep.dir={_quoted(sweep)}", f"hydra.job.num={number}"]
-    argv = [sys.argv[0], *_config_flags(), *tasks, *([QUIET] if quiet else []), *own, "hydra.mode=RUN", *placed]
-    return Job(number, tuple(tasks), directory, tuple(argv), label, flat(job_config))
+def _record(job: Job) -> RunRecord:
+    """Return what a job that has ended has left.
 
-
-def _of_hydra(override: str) -> bool:
-    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
-
-
-def _config_flags() -> Iterator[str]:
-    """Yield the flags that say where configs come from, as this process was given them."""
-    given, _ = get_args_parser().parse_known_args(sys.argv[1:])
-    for flag in ("config_name", "config_path", "config_dir"):
-        if getattr(given, flag, None):
-            yield f"--{flag.replace('_', '-')}={getattr(given, flag)}"
-
-
-def _quoted(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _shares(configs: Sequence[DictConfig], slots: int | None) -> tuple[int, int]:
-    """Return how many jobs run at a time, and how many threads each of their processes gets."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    trainers = [c.get("trainer") or {} for c in configs]
-    processes = max(t.get("devices") if isinstance(t.get("devices"), int) else 1 for t in trainers)
-    processes = max(processes, 1)
-    if slots is None:
-        cpu = all(t.get("accelerator") == "cpu" for t in trainers)
-        slots = max(1, min(cores // processes, _MOST_SLOTS)) if cpu else 1
-    slots = min(slots, len(configs))
-    return slots, max(1, cores // (slots * processes))
+    Raises:
+        CompactHydraException: If somebody has removed it meanwhile.
+    """
+    record = read_record(job.directory)
+    if record is None:
+        raise CompactHydraException(f"{job.title}: its record in {job.directory} is gone; start the sweep again")
+    return record
 
 
 def _result(job: Job, config: DictConfig) -> JobReturn:
-    record: Any = read_record(job.directory)
-    result = JobReturn(overrides=list(job.overrides), cfg=config, working_dir=str(job.directory))
+    record = _record(job)
+    # Hydra prints the overrides of a job that has failed.
+    result = JobReturn(overrides=list(without_secrets(job.overrides)), cfg=config, working_dir=str(job.directory))
     if record.status != "finished":
         result.status = JobStatus.FAILED
-        result.return_value = CompactHydraException(f"run {job.number + 1} failed: {record.error}")
+        result.return_value = CompactHydraException(f"{job.title} failed: {record.error}")
         return result
     result.status = JobStatus.COMPLETED
     result.return_value = record.metrics.get(config.get("objective", ""))

@@ -27,6 +27,7 @@ from lbtrain.app.measure_reading import Reading, explained
 from lbtrain.app.measure_record import clear, leave
 from lbtrain.app.measure_restore import Quiet, Still, keep_of_module, kept, takes_part
 from lbtrain.app.signatures import locate
+from lbtrain.app.spectra import write_spectra
 from lbtrain.app.surroundings import hush, in_one_line, seed_variable
 from lbtrain.app.table import show
 from lbtrain.callbacks._measurement import Measurement
@@ -92,6 +93,7 @@ def _measure(
         raise refusal or error from error
     finally:
         metrics.update(found(trainer))
+    write_spectra(trainer, Path(HydraConfig.get().runtime.output_dir))
     metrics.update(evaluate(trainer, model, data))
     _log(trainer, metrics)
 

@@ -10,9 +10,11 @@ from omegaconf import DictConfig
 
 from lbtrain._lightning import rank_zero_only
 from lbtrain.app.config import flat, git_commit, redacted, versions, without_secrets
-from lbtrain.app.loggers import ID_NAME, METRICS_NAME, close_wandb
+from lbtrain.app.leftovers import forget
+from lbtrain.app.loggers import close_wandb
 from lbtrain.app.names import given_overrides, job_name
 from lbtrain.app.own import unused_groups
+from lbtrain.app.termination import is_sigterm
 from lbtrain.functional.scaling import AUTO
 from lbtrain.records import SUMMARY_NAME, RunRecord, write_record
 
@@ -23,11 +25,13 @@ def clear(directory: Path, *, resumed: bool) -> None:
 
     Args:
         directory: Of the run.
-        resumed: Whether this run goes on from a checkpoint: it then keeps its metrics and its wandb run.
+        resumed: Whether this run goes on from a checkpoint: it then keeps its metrics, wandb run and checkpoints.
     """
-    # "finished" must not stand beside a run that is under way.
-    for name in (SUMMARY_NAME,) if resumed else (SUMMARY_NAME, METRICS_NAME, ID_NAME):
-        (directory / name).unlink(missing_ok=True)
+    if resumed:
+        # "finished" must not stand beside a run that is under way.
+        (directory / SUMMARY_NAME).unlink(missing_ok=True)
+    else:
+        forget(directory)
 
 
 @rank_zero_only
@@ -43,11 +47,17 @@ def leave(
         directory: Of the run.
         error: What ended the run; None if it is finished.
     """
-    commit = git_commit(Path.cwd())
+    commit, given = git_commit(Path.cwd()), given_overrides()
+    if _goes_on(cfg, directory):
+        # A run that was killed is recorded as one that was not: its settings are the same.
+        cfg, given = (
+            cfg.copy(),
+            [override for override in given if override.lstrip("+").partition("=")[0] != "ckpt_path"],
+        )
+        cfg.ckpt_path = None
     try:
         close_wandb(_headline(cfg, metrics, commit), metrics, failed=error is not None)
     finally:
-        given = given_overrides()
         record = RunRecord(
             name=job_name(given),
             status="finished" if error is None else "failed",
@@ -63,6 +73,12 @@ def leave(
         write_record(directory, record)
 
 
+def _goes_on(cfg: DictConfig, directory: Path) -> bool:
+    """Return whether a run goes on from a checkpoint of its own directory, and not from another run's."""
+    ckpt = cfg.get("ckpt_path")
+    return ckpt is not None and directory.absolute() in Path(ckpt).absolute().parents
+
+
 def _effective(cfg: DictConfig) -> dict[str, Any]:
     """Return the flat config without the groups that have no effect on this run."""
     unused = unused_groups(cfg)
@@ -76,11 +92,13 @@ def reason(error: BaseException) -> str:
         error: As it was raised.
 
     Returns:
-        Its kind and message, with what Lightning has made of Ctrl-C undone.
+        Its kind and message, with what Lightning has made of Ctrl-C and SIGTERM undone.
     """
     # Lightning turns Ctrl-C into SystemExit.
     if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
         error = error.__context__
+    if is_sigterm(error):
+        return "ended by SIGTERM"
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 

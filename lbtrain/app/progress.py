@@ -1,75 +1,144 @@
-"""Which run of how many: a live bar on a terminal, one line per event elsewhere."""
+"""How a sweep gets on: one line per event, and on a terminal a live view below them."""
 
 import math
+import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
+from lbtrain.app.job import PULSE_NAME, Job
+from lbtrain.app.view import Row, read_beat, time_left, view
 from lbtrain.records import RunRecord
+
+# Seconds between two looks at how far the jobs are.
+_INTERVAL = 0.5
+
+
+@dataclass(frozen=True)
+class _Start:
+    job: Job
+    since: float
 
 
 class Progress:
     """Tell how a sweep gets on.
 
     Args:
-        total: Number of runs.
-        slots: Runs at a time.
+        total: Number of runs, those included that were finished before.
+        together: Runs at a time.
+        console: To write to; None: standard output.
     """
 
-    def __init__(self, total: int, slots: int) -> None:
-        self._total, self._running, self._failed = total, list[int](), 0
-        # Soft wrapping off a terminal: a line of a log stays one line.
-        self._console = Console(highlight=False)
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._bar = Bar(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=total)
-        self._say(f"{total} runs, {slots} at a time")
+    def __init__(self, total: int, together: int, console: Console | None = None) -> None:
+        self._total, self._together = total, together
+        self._running: dict[str, _Start] = {}
+        self._failed, self._before, self._durations = 0, 0, list[float]()
+        self._done = 0
+        self._console = console or Console(highlight=False)
+        self._live: Live | None = None
+        if self.live:
+            # Drawn by refresh() alone: a thread of its own could write in the middle of a line.
+            self._live = Live(console=self._console, auto_refresh=False, transient=True, get_renderable=self._drawn)
+        self._say(f"{total} run{'' if total == 1 else 's'}, {together} at a time")
+
+    @property
+    def live(self) -> bool:
+        """Whether a live view is shown, and jobs should tell how far they are."""
+        return self._console.is_terminal and not self._console.is_dumb_terminal
+
+    @property
+    def interval(self) -> float:
+        """Seconds until refresh() should be called at the latest."""
+        return _INTERVAL if self.live else math.inf
 
     def __enter__(self) -> "Progress":
-        self._bar.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._live:
+            self._live.stop()
 
-    def started(self, number: int, label: str) -> None:
+    def refresh(self) -> None:
+        """Draw the live view anew, where there is one."""
+        if self._live:
+            self._live.refresh()
+
+    def skipped(self, job: Job, record: RunRecord) -> None:
+        """Say that a run was finished before.
+
+        Args:
+            job: Which.
+            record: What it left then.
+        """
+        self._before += 1
+        self._say(f"{job.title} was finished before: {job.label} ({_numbers(record)})")
+
+    def started(self, job: Job, attempt: int) -> None:
         """Say that a run starts.
 
         Args:
-            number: Of the run, from 0.
-            label: What sets it apart.
+            job: Which.
+            attempt: How many times it has started by now.
         """
-        self._running.append(number)
-        self._say(f"run {number + 1} of {self._total} starts: {label}")
-        self._update(0)
+        self._running[job.title] = _Start(job, time.monotonic())
+        how = "starts" if job.ckpt is None else f"goes on from {job.ckpt.name}"
+        again = f", attempt {attempt}" if attempt > 1 else ""
+        self._say(f"{job.title} {how}{again}: {job.label}")
+        self.refresh()
 
-    def ended(self, number: int, record: RunRecord, seconds: float) -> None:
+    def retried(self, job: Job, record: RunRecord, seconds: float, attempt: int, attempts: int) -> None:
+        """Say that a run has failed, and that it starts once more.
+
+        Args:
+            job: Which.
+            record: What it left.
+            seconds: How long it took.
+            attempt: How many times it has started by now.
+            attempts: How many times it may start.
+        """
+        del self._running[job.title]
+        self._say(f"{job.title} failed in attempt {attempt} of {attempts}: {record.error} ({seconds:.0f} s)")
+        self.refresh()
+
+    def ended(self, job: Job, record: RunRecord, seconds: float, attempts: int) -> None:
         """Say how a run ended.
 
         Args:
-            number: Of the run, from 0.
+            job: Which.
             record: What it left.
             seconds: How long it took.
+            attempts: How many times it was started.
         """
-        self._running.remove(number)
-        self._failed += record.status == "failed"
-        said = "FAILED: " + (record.error or "") if record.status == "failed" else _numbers(record)
-        self._say(
-            f"run {number + 1} of {self._total} {'' if record.status == 'failed' else 'done: '}{said} ({seconds:.0f} s)"
-        )
-        self._update(1)
+        del self._running[job.title]
+        failed = record.status == "failed"
+        if not failed:
+            self._durations.append(seconds)
+        self._failed += failed
+        self._done += not failed
+        again = f", in attempt {attempts}" if attempts > 1 and not failed else ""
+        said = f"FAILED: {record.error or ''}" if failed else f"done: {_numbers(record)}"
+        self._say(f"{job.title} {said}{again} ({seconds:.0f} s)")
+        self.refresh()
 
-    def _update(self, advance: int) -> None:
-        runs = ", ".join(str(n + 1) for n in self._running)
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._bar.update(self._task, advance=advance, description=f"running: {runs or 'none'}{failed}")
+    def _drawn(self) -> object:
+        now = time.monotonic()
+        rows = [
+            Row(title, start.job.label, now - start.since, read_beat(start.job.directory / PULSE_NAME))
+            for title, start in self._running.items()
+        ]
+        waiting = self._total - self._before - self._done - self._failed - len(rows)
+        counts = {"done": self._before + self._done, "running": len(rows), "failed": self._failed, "left": waiting}
+        return view(counts, rows, time_left(self._durations, rows, waiting, self._together))
 
     def _say(self, text: str) -> None:
+        # Soft wrapping off a terminal: a line of a log stays one line.
         self._console.print(escape(text), soft_wrap=True)
 
 

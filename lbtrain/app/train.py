@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lbtrain._lightning import (
@@ -16,12 +15,18 @@ from lbtrain._lightning import (
     rank_zero_only,
     seed_everything,
 )
+from lbtrain.app import requeue
+from lbtrain.app.continuation import Continuation
 from lbtrain.app.evaluate import evaluate, found
-from lbtrain.app.instantiate import ConfigError, instantiate, instantiate_each, validate
+from lbtrain.app.instantiate import instantiate, instantiate_each, validate
 from lbtrain.app.outcome import clear, leave
+from lbtrain.app.pulse import pulses
+from lbtrain.app.refusals import refuse_shared_process
 from lbtrain.app.signatures import suggestion
+from lbtrain.app.spectra import write_spectra
 from lbtrain.app.surroundings import hush, in_one_line, seed_variable
 from lbtrain.app.table import show
+from lbtrain.app.termination import sigterm_ends
 from lbtrain.callbacks.random_state import RandomState
 from lbtrain.callbacks.step_time import StepTime
 
@@ -35,19 +40,21 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The run's numbers by key, in the units of the key table in the README.
     """
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    cfg.ckpt_path = cfg.ckpt_path or requeue.kept(directory)
     hush(resumed=cfg.ckpt_path is not None)
     validate(cfg)
-    directory = Path(HydraConfig.get().runtime.output_dir)
     clear(directory, resumed=cfg.ckpt_path is not None)
     start = time.time()
     metrics: dict[str, float | str] = {}
-    try:
-        with seed_variable(), in_one_line():
-            _train(cfg, metrics)
-    except BaseException as error:
-        leave(cfg, metrics, start, directory, error)
-        raise
-    leave(cfg, metrics, start, directory, None)
+    with sigterm_ends():
+        try:
+            with seed_variable(), in_one_line():
+                _train(cfg, metrics)
+        except BaseException as error:
+            leave(cfg, metrics, start, directory, error)
+            raise
+        leave(cfg, metrics, start, directory, None)
     if rank_zero_only.rank == 0:
         show(metrics, str(directory))
         if cfg.objective not in metrics and not cfg.trainer.get("fast_dev_run"):
@@ -68,41 +75,32 @@ def _train(cfg: DictConfig, metrics: dict[str, float | str]) -> None:
         # Lightning's own answer is to save also where nobody has asked for it, in a place that depends on the logger.
         options["enable_checkpointing"] = any(isinstance(c, ModelCheckpoint) for c in callbacks)
     trainer = instantiate(cfg.trainer, **options)
-    _refuse_shared_process(trainer)
+    refuse_shared_process(trainer)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
     finally:
-        metrics.update(found(trainer))
+        metrics.update(_told(callbacks) | found(trainer))
+    requeue.forget(trainer, Path(HydraConfig.get().runtime.output_dir))
+    write_spectra(trainer, Path(HydraConfig.get().runtime.output_dir))
     if not trainer.fast_dev_run:
         metrics.update(evaluate(trainer, model, data))
         _log(trainer, metrics)
 
 
-def _refuse_shared_process(trainer: Trainer) -> None:
-    """Refuse ranks that Lightning would start as copies of a command that runs a whole sweep.
-
-    Raises:
-        ConfigError: If this process runs the jobs of a sweep itself, and the strategy starts such ranks.
-    """
-    copies = type(trainer.strategy.launcher).__name__ == "_SubprocessScriptLauncher"
-    if copies and trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        launcher = HydraConfig.get().runtime.choices.get("hydra/launcher")
-        ranks = f"each rank that {type(trainer.strategy).__name__} starts"
-        raise ConfigError(
-            f"hydra/launcher={launcher} runs jobs in one process, and {ranks} would run the whole sweep again; "
-            "use hydra/launcher=local"
-        )
-
-
 def _callbacks(cfg: DictConfig) -> list[Callback]:
-    """Build the callbacks; timing and resumable random numbers come with every run.
+    """Build the callbacks; timing and all that a resumed run needs come with every run.
 
     Returns:
         In the order in which their hooks run.
     """
     chosen = instantiate_each(cfg.callbacks)
-    always = [kind() for kind in (StepTime, RandomState) if not any(isinstance(c, kind) for c in chosen)]
-    return [*always, *chosen]
+    always = [kind() for kind in (Continuation, StepTime, RandomState) if not any(isinstance(c, kind) for c in chosen)]
+    return [*pulses(), *always, *chosen, *requeue.at_step_end()]
+
+
+def _told(callbacks: Sequence[Callback]) -> dict[str, str]:
+    """Return what earlier sessions of a resumed run have found in words: no step of this one may have said it again."""
+    return {key: word for each in callbacks if isinstance(each, Continuation) for key, word in each.words.items()}
 
 
 @rank_zero_only

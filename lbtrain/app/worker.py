@@ -5,29 +5,63 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 
+# Begins a line of a log that the launcher has written, not the job.
+MARK = "--- "
 
-def work(argv: tuple[str, ...], log: str, threads: int, lifeline: Connection) -> None:
-    """Be the command `argv`, in a session of one's own, with all output in a file.
+
+@dataclass(frozen=True)
+class Order:
+    """What a job's process is to do.
 
     Args:
         argv: Program and arguments.
         log: File that takes standard output and error.
         threads: Of torch, unless OMP_NUM_THREADS says otherwise.
+        variables: Environment variables of the job alone.
+        note: Why the log, where there is one already, goes on.
+    """
+
+    argv: tuple[str, ...]
+    log: str
+    threads: int
+    variables: tuple[tuple[str, str], ...] = ()
+    note: str = "started again"
+
+
+def work(order: Order, lifeline: Connection) -> None:
+    """Be the command that is ordered, in a session of one's own, with all output in a file.
+
+    Args:
+        order: What to do.
         lifeline: Pipe of which only the sweep's own process holds the other end.
     """
     # The processes that the job starts, ranks and loaders, stay in its group, so one signal reaches all of them.
     os.setsid()
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    _start_torch(threads)
-    sys.argv = list(argv)
+    # CUDA reads which GPUs it may see when it starts, which no import does.
+    os.environ.update(order.variables)
+    _redirect(order.log, order.note)
+    _start_torch(order.threads)
+    sys.argv = list(order.argv)
     from lbtrain.app.cli import main
 
     main()
+
+
+def _redirect(log: str, note: str) -> None:
+    """Send all output to the end of a file, line by line, so that nothing is lost with the process."""
+    with open(log, "ab", buffering=0) as file:
+        if file.tell():
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            file.write(f"\n{MARK}{note}, {now}\n".encode())
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def _start_torch(threads: int) -> None:

@@ -47,6 +47,7 @@ def test_checkpoint_gives_the_numbers_of_its_run(trained):
     assert {n for n in names if not n.startswith(".hydra")} == {
         "measurement.json",
         "measure.log",
+        "spectrum.json",
         "figures/hessian_line.png",
     }
     assert sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in (trained / "run").rglob("*")) == before

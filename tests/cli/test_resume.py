@@ -1,22 +1,29 @@
 """A run that goes on in its own directory."""
 
 import csv
+import os
+import signal
 
 import pytest
 
+from lbtrain.app.earlier import last_checkpoint
 from lbtrain.records import read_record
-from tests.cli.commands import run
+from tests.cli.commands import Command, run
 from tests.cli.wandb_file import read
 
 RUN = ("data.batch_size=256", "callbacks=[lr_scaling,checkpoint]", "logger=[csv,wandb]", "hydra.run.dir=run")
-TIMES = ("time/fit_s", "time/step_ms")
 
 
 def rows(directory):
     """Return the rows of metrics.csv by step and key, without the times, which differ from run to run."""
     with (directory / "metrics.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    return sorted((int(row["step"]), k, v) for row in table for k, v in row.items() if v and k not in (*TIMES, "step"))
+    return sorted(
+        (int(row["step"]), k, v)
+        for row in table
+        for k, v in row.items()
+        if v and not k.startswith("time/") and k != "step"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,9 @@ def sessions(tmp_path_factory, wandb_service):
 def test_resumed_run_ends_where_the_uninterrupted_one_does(sessions):
     whole, parts, ends = sessions
     assert [end.code for end in ends] == [0, 0, 0], ends
-    metrics = [{k: v for k, v in read_record(run).metrics.items() if k not in TIMES} for run in (whole, parts)]
+    metrics = [
+        {k: v for k, v in read_record(run).metrics.items() if not k.startswith("time/")} for run in (whole, parts)
+    ]
     assert metrics[0] == metrics[1]
 
 
@@ -66,3 +75,16 @@ def test_fresh_run_in_an_old_directory_takes_nothing_over(sessions):
     assert max(step for step, _, _ in rows(parts)) == 6
     assert (parts / "wandb_id.txt").read_text() != before
     assert "Warning: Checkpoint directory" not in done.err
+
+
+def test_run_that_a_batch_system_ends_leaves_a_record_and_a_checkpoint(tmp_path):
+    endless = ("trainer.max_epochs=100000", "model=linear", "callbacks=[checkpoint]", "hydra.run.dir=run")
+    with Command(endless, tmp_path) as command:
+        command.wait_until((tmp_path / "run" / "checkpoints" / "last.ckpt").exists)
+        os.kill(command.process.pid, signal.SIGTERM)
+        done = command.done(30)
+    assert done.code == 143, done.err
+    record = read_record(tmp_path / "run")
+    assert (record.status, record.error) == ("failed", "ended by SIGTERM")
+    assert last_checkpoint(tmp_path / "run") is not None
+    assert "Traceback" not in done.err

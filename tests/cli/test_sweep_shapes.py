@@ -1,4 +1,4 @@
-"""Sweeps over ranks, beside each other, under other launchers, and for a sweeper."""
+"""Sweeps over ranks, beside each other, and for a sweeper."""
 
 import json
 
@@ -90,13 +90,3 @@ def test_sweeper_gets_the_objective(tmp_path):
     assert done.code == 0, done.err
     returned = json.loads((tmp_path / "returned.json").read_text())
     assert returned == [read_record(tmp_path / "sweep" / str(number)).metrics["train/loss"] for number in range(2)]
-
-
-def test_other_launchers_work_and_refuse_ranks_in_one_line(tmp_path):
-    arguments = ["-m", *SMALL, "hydra/launcher=basic", "hydra.sweep.dir=sweep", "trainer=cpu,ddp_cpu"]
-    done = run(arguments, tmp_path)
-    assert done.code == 1
-    assert read_record(tmp_path / "sweep" / "0").status == "finished"
-    assert "would run the whole sweep again; use hydra/launcher=local" in read_record(tmp_path / "sweep" / "1").error
-    assert done.err.count("use hydra/launcher=local") == 1
-    assert "Traceback" not in done.err

@@ -1,20 +1,31 @@
-"""From a sweep's overrides to the command of each job."""
+"""From a sweep's overrides to the command of each job, and to what it may use."""
 
+import ast
 import fcntl
+import inspect
 import os
 import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-from lbtrain.app import launcher
+from hydra_plugins.lbtrain_launcher import LocalLauncher
+from lbtrain.app import claim, launcher
+from lbtrain.app.asked import Asked
+from lbtrain.app.earlier import Place
+from lbtrain.app.job import Job, argv_of, quoted, tasks
+from lbtrain.app.leaks import cleared_environment, leaks
+from lbtrain.app.needs import Machine, Need
 
 
 @pytest.fixture(autouse=True)
 def _no_sweep_of_another_test(monkeypatch):
-    monkeypatch.setattr(launcher, "_claimed", {})
+    monkeypatch.setattr(claim, "_claimed", {})
     monkeypatch.setattr(launcher, "_started", [])
+    monkeypatch.setattr(launcher, "_given", set())
 
 
 def config(directory, **hydra):
@@ -22,34 +33,18 @@ def config(directory, **hydra):
     return OmegaConf.create({"hydra": {**base, "overrides": {"hydra": []}, **hydra}})
 
 
-def trainers(*pairs):
-    return [OmegaConf.create({"trainer": {"accelerator": kind, "devices": devices}}) for kind, devices in pairs]
-
-
-@pytest.mark.parametrize(
-    ("configs", "slots", "expected"),
-    [
-        (trainers(*[("cpu", 1)] * 20), None, (8, 1)),
-        (trainers(("cpu", 1), ("cpu", 2), ("cpu", 1), ("cpu", 1)), None, (4, 1)),
-        (trainers(("cpu", 1)), None, (1, 8)),
-        (trainers(("gpu", 1), ("cpu", 1)), None, (1, 8)),
-        (trainers(("gpu", -1), ("gpu", -1)), 2, (2, 4)),
-        (trainers(("cpu", "auto"), ("cpu", 16)), None, (1, 1)),
-        ([OmegaConf.create({})] * 3, 2, (2, 4)),
-    ],
-)
-def test_cores_are_shared_out(configs, slots, expected, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert launcher._shares(configs, slots) == expected
+def job(n=1, **changes):
+    return replace(Job(f"run {n} of 4", "label", (), Path("x"), ("train.py",), {}), **changes)
 
 
 def test_job_command_repeats_the_sweep_s_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "own conf", "--config-name=mine", "seed=0,1"])
     given = ["hydra.launcher.slots=2", "hydra.sweep.dir=${oc.env:NO_SUCH_VARIABLE}", "+hydra.job.env_set.A=1"]
-    own = config(tmp_path / "a b", overrides={"hydra": given})
+    sweep = tmp_path / "a b"
+    own = config(sweep, overrides={"hydra": given})
     job_config = OmegaConf.merge(own, {"trainer": {"enable_progress_bar": True}, "seed": 1})
-    job = launcher._job(own, job_config, ["seed=1", "hydra.verbose=true"], tmp_path / "a b", 3, "label")
-    assert job.argv == (
+    overrides = ["seed=1", "hydra.verbose=true"]
+    assert argv_of(own, job_config, overrides, sweep / "3", sweep, 3) == (
         "train.py",
         "--config-name=mine",
         "--config-dir=own conf",
@@ -58,17 +53,23 @@ def test_job_command_repeats_the_sweep_s_settings(tmp_path, monkeypatch):
         "+hydra.job.env_set.A=1",
         "hydra.verbose=true",
         "hydra.mode=RUN",
-        f"hydra.run.dir='{tmp_path}/a b/3'",
-        f"hydra.sweep.dir='{tmp_path}/a b'",
+        f"hydra.run.dir='{sweep}/3'",
+        f"hydra.sweep.dir='{sweep}'",
         "hydra.job.num=3",
     )
-    assert job.directory == tmp_path / "a b" / "3"
-    assert job.overrides == ("seed=1",)
-    assert job.config == {"trainer.enable_progress_bar": False, "seed": 1}
+    assert tasks(overrides) == ("seed=1",)
+    assert job_config.trainer.enable_progress_bar is False
+    assert job_config.hydra.runtime.output_dir == str(sweep / "3")
 
 
 def test_quotes_and_backslashes_of_a_directory_survive():
-    assert launcher._quoted("a'b\\c") == "'a\\'b\\\\c'"
+    assert quoted("a'b\\c") == "'a\\'b\\\\c'"
+
+
+def test_a_job_goes_on_from_its_own_checkpoint_in_place_of_the_one_it_began_with():
+    own = job(argv=("train.py", "seed=1", "ckpt_path=first.ckpt"))
+    assert own.command == own.argv
+    assert replace(own, ckpt=Path("a b/last.ckpt")).command == ("train.py", "seed=1", "ckpt_path='a b/last.ckpt'")
 
 
 def test_directory_of_another_running_sweep_is_left_alone(tmp_path):
@@ -77,27 +78,131 @@ def test_directory_of_another_running_sweep_is_left_alone(tmp_path):
     fcntl.flock(other, fcntl.LOCK_EX)
     try:
         own = config(tmp_path / "sweep")
-        assert launcher._claim(own) == tmp_path / "sweep-2"
+        assert claim.claim(own) == tmp_path / "sweep-2"
         assert own.hydra.sweep.dir == str(tmp_path / "sweep-2")
         # A sweeper that comes back with its next batch of jobs stays where it is.
-        assert launcher._claim(own) == tmp_path / "sweep-2"
+        assert claim.claim(own) == tmp_path / "sweep-2"
     finally:
         os.close(other)
-    for opened in launcher._claimed.values():
+    for opened in claim._claimed.values():
         os.close(opened)
 
 
 @pytest.mark.parametrize(
-    ("slots", "method", "message"),
+    ("argument", "value", "message"),
     [
-        (0, "spawn", "slots must be a whole number from 1 on, or null, got 0"),
-        (1.5, "spawn", "slots must be"),
-        (1, "fork", "start_method must be forkserver or spawn, got 'fork'"),
+        ("slots", 0, "slots must be a whole number from 1 on, or null, got 0; give 1 or more, or leave it out"),
+        ("slots", 1.5, "slots must be"),
+        ("slots", True, "slots must be"),
+        ("slots", "two", "slots must be .* got 'two'"),
+        ("devices_per_job", 0, "devices_per_job must be a whole number from 1 on, or null"),
+        ("jobs_per_device", 0, "jobs_per_device must be a whole number from 1 on, got 0"),
+        ("jobs_per_device", None, "jobs_per_device must be"),
+        ("retries", -1, "retries must be a whole number from 0 on, got -1"),
+        ("timeout_s", 0, "timeout_s must be a number of seconds above 0, or null, got 0; give 3600 for an hour"),
+        ("timeout_s", float("nan"), "timeout_s must be"),
+        ("timeout_s", "1h", "timeout_s must be"),
+        ("skip_finished", 1, "skip_finished must be true, false or null, got 1"),
+        ("start_method", "fork", "start_method must be forkserver or spawn, got 'fork'"),
     ],
 )
-def test_bad_arguments_are_refused(slots, method, message, tmp_path):
-    with pytest.raises(CompactHydraException, match=message):
-        launcher.launch(config(tmp_path), [], [], 0, slots, method)
+def test_bad_arguments_are_refused(argument, value, message):
+    with pytest.raises(CompactHydraException, match=f"hydra.launcher.{message}"):
+        Asked(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "expected"),
+    [
+        ([], None, False),
+        (["hydra.sweep.dir=x"], None, True),
+        (["hydra.sweep.dir=x"], False, False),
+        (["hydra.sweep.subdir=x"], None, False),
+        ([], True, True),
+    ],
+)
+def test_earlier_jobs_count_where_the_directory_is_named(given, asked, expected, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(launcher, "find_places", lambda *arguments, given: seen.append((*arguments, given)))
+    own = config(tmp_path, overrides={"hydra": given})
+    configs = [config(tmp_path), config(tmp_path)]
+    launcher._places(own, configs, tmp_path, 3, Asked(skip_finished=asked))
+    assert seen == [(tmp_path, configs, ["3", "4"], 3, expected, set())]
+
+
+def test_jobs_are_told_by_their_place_in_the_sweep_wherever_they_run(tmp_path):
+    places = [Place(tmp_path / "7", 7, "new"), Place(tmp_path / "1", 1, "resume", tmp_path / "last.ckpt")]
+    configs = [config(tmp_path), config(tmp_path)]
+    jobs = launcher._jobs(config(tmp_path), configs, [["seed=0"], ["seed=1"]], tmp_path, 0, places)
+    assert [own.title for own in jobs] == ["run 1 of 2", "run 2 of 2"]
+    assert [own.directory.name for own in jobs] == ["7", "1"]
+    assert "hydra.job.num=7" in jobs[0].argv
+    assert [own.ckpt for own in jobs] == [None, tmp_path / "last.ckpt"]
+    later = launcher._jobs(config(tmp_path), configs, [["seed=0"], ["seed=1"]], tmp_path, 2, places)
+    assert [own.title for own in later] == ["run 3", "run 4"]
+
+
+def cpu(devices):
+    return OmegaConf.create({"trainer": {"accelerator": "cpu", "devices": devices}})
+
+
+@pytest.mark.parametrize(
+    ("configs", "asked", "expected"),
+    [
+        ([cpu(1)] * 4, Asked(), (4, [2, 2, 2, 2])),
+        ([cpu(1), cpu(2)], Asked(), (2, [4, 2])),
+        ([cpu(1)] * 4, Asked(slots=1), (1, [8, 8, 8, 8])),
+        ([cpu(1)] * 4, Asked(devices_per_job=4), (2, [4, 4, 4, 4])),
+        ([cpu(1)] * 4, Asked(devices_per_job=8, jobs_per_device=2), (2, [4] * 4)),
+    ],
+)
+def test_cores_are_shared_out(configs, asked, expected):
+    jobs = [job(n) for n in range(1, len(configs) + 1)]
+    together, told = launcher._shared_out(jobs, configs, range(len(configs)), Machine(8), asked)
+    assert (together, [own.threads for own in told]) == expected
+
+
+def test_jobs_that_are_finished_take_nothing():
+    together, told = launcher._shared_out([job(1), job(2)], [cpu(99), cpu(2)], [1], Machine(8), Asked())
+    assert (together, told[0].need, told[1].need) == (1, Need("cpu", 1), Need("cpu", 2, 2))
+
+
+def test_the_job_that_asks_for_too_much_is_named():
+    configs = [cpu(1), OmegaConf.create({"trainer": {"accelerator": "gpu", "devices": 3}})]
+    with pytest.raises(CompactHydraException, match="run 2 of 4: trainer.devices must be among the 2 GPUs"):
+        launcher._shared_out([job(1), job(2)], configs, [0, 1], Machine(8, ("0", "1")), Asked())
+
+
+def test_variables_of_ranks_tasks_and_runs_are_taken_out_and_put_back(monkeypatch):
+    traps = ["RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "WANDB_RUN_ID", "PL_GLOBAL_SEED", "OMPI_COMM_WORLD_RANK"]
+    kept = ["WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT", "SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "HOME"]
+    for name in (*traps, *kept):
+        monkeypatch.setenv(name, "7")
+    with cleared_environment():
+        assert not [name for name in traps if name in os.environ]
+        assert all(os.environ[name] == "7" for name in kept)
+    assert all(os.environ[name] == "7" for name in (*traps, *kept))
+    assert leaks(kept) == []
+
+
+def test_the_page_on_sweeps_has_the_arguments_of_the_launcher():
+    page = (Path(__file__).parents[3] / "docs" / "sweeps.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.split("## GPUs")[0].splitlines() if line.startswith("| `")]
+    documented = {name.strip(" `"): ast.literal_eval(default.strip(" `")) for name, default in rows}
+    signature = inspect.signature(LocalLauncher).parameters
+    assert documented == {name: parameter.default for name, parameter in signature.items()}
+    assert list(documented) == [field.name for field in fields(Asked)]
+
+
+def test_a_comparison_that_is_interrupted_says_how_to_make_it(tmp_path, monkeypatch, capsys):
+    def interrupted(place):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lbtrain.study.__main__.show", interrupted)
+    launcher._started.append(tmp_path)
+    with pytest.raises(SystemExit, match="130"):
+        launcher.show_last_sweep()
+    assert f"python -m lbtrain.study {tmp_path}" in capsys.readouterr().err
 
 
 def test_without_a_sweep_nothing_is_shown(capsys):

@@ -3,6 +3,7 @@
 import csv
 
 from lbtrain._lightning import rank_zero_only
+from lbtrain.app.leftovers import METRICS_ASIDE
 from lbtrain.app.metrics_file import MetricsFile
 
 
@@ -63,3 +64,29 @@ def test_a_measurement_of_the_weights_that_a_run_goes_on_from_stays(tmp_path, re
     session(tmp_path, range(3, 6))
     found = [(row["step"], "hessian/lambda_max" in row) for row in rows(tmp_path)]
     assert found == [("0", False), ("1", False), ("2", False), ("3", True), ("3", False), ("4", False), ("5", False)]
+
+
+def test_file_is_taken_back_to_what_it_was_at_the_checkpoint(tmp_path, recwarn):
+    first = session(tmp_path, range(3))
+    assert first.kept() == 3
+    first.log_metrics({"loss": 9.0}, 3)
+    first.save()
+    again = MetricsFile(str(tmp_path))
+    # The row that was about to be written when the checkpoint was saved.
+    again.go_on(3, {"acc": 0.5, "step": 2})
+    again.log_metrics({"loss": 3.0}, 2)  # a step below those that are kept
+    assert again.kept() == 5
+    assert [(row["step"], row.get("loss")) for row in rows(tmp_path)] == [
+        *[(str(step), f"{step}.0") for step in range(3)],
+        ("2", None),
+        ("2", "3.0"),
+    ]
+
+
+def test_rows_survive_a_kill_while_the_file_is_written_again(tmp_path, recwarn):
+    session(tmp_path, range(3))
+    (tmp_path / "metrics.csv").rename(tmp_path / METRICS_ASIDE)
+    (tmp_path / "metrics.csv").write_text("loss,st")
+    assert MetricsFile(str(tmp_path)).kept() == 3
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
+    assert not (tmp_path / METRICS_ASIDE).exists()

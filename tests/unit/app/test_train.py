@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from lbtrain.app import outcome, table, train
+from lbtrain.app import outcome, refusals, table, train
 from lbtrain.app.instantiate import ConfigError
+from lbtrain.app.termination import Terminated, sigterm_ends
 from lbtrain.records import read_record
 
 SMALL = ("trainer.max_epochs=1", "data.batch_size=256", "trainer.enable_progress_bar=false", "model=linear")
@@ -76,18 +77,31 @@ def test_ranks_within_a_sweep_s_own_process_are_refused(mode, refused, job):
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=script), world_size=2)
     if refused:
         with pytest.raises(ConfigError, match="would run the whole sweep again; use hydra/launcher=local"):
-            train._refuse_shared_process(trainer)
+            refusals.refuse_shared_process(trainer)
     else:
-        train._refuse_shared_process(trainer)
+        refusals.refuse_shared_process(trainer)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_what_an_earlier_run_left_is_cleared(resumed, tmp_path):
-    for name in ("summary.json", "metrics.csv", "wandb_id.txt", "other.txt"):
+    (tmp_path / "checkpoints").mkdir()
+    curves = {"metrics.csv", "wandb_id.txt", "checkpoints/last.ckpt", "checkpoints/epoch000.ckpt"}
+    for name in ("summary.json", "other.txt", *curves):
         (tmp_path / name).touch()
     outcome.clear(tmp_path, resumed=resumed)
-    kept = {"other.txt"} | ({"metrics.csv", "wandb_id.txt"} if resumed else set())
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    kept = {"other.txt"} | (curves if resumed else set())
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == kept
+
+
+@pytest.mark.parametrize(("own", "recorded"), [(True, None), (False, "elsewhere/last.ckpt")])
+def test_run_that_goes_on_is_recorded_with_the_settings_of_its_first_start(own, recorded, job, tmp_path, monkeypatch):
+    ckpt = str(tmp_path / "run" / "checkpoints" / "last.ckpt") if own else recorded
+    cfg = job("callbacks=none", f"ckpt_path='{ckpt}'")
+    outcome.leave(cfg, {}, 0.0, tmp_path / "run", None)
+    record = read_record(tmp_path / "run")
+    assert record.config["ckpt_path"] == recorded
+    assert any(override.startswith("ckpt_path=") for override in record.overrides) != own
+    assert cfg.ckpt_path == ckpt
 
 
 def interrupted():
@@ -106,11 +120,49 @@ def interrupted():
         (ValueError("x"), "ValueError: x"),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
         (SystemExit(3), "SystemExit: 3"),
+        (Terminated(), "ended by SIGTERM"),
+        (type("SIGTERMException", (SystemExit,), {})(), "ended by SIGTERM"),
         (interrupted(), "KeyboardInterrupt"),
     ],
 )
 def test_reason_names_what_really_happened(error, reason):
     assert outcome.reason(error) == reason
+
+
+def ended_twice():
+    with sigterm_ends():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_ends_a_run_at_once_and_a_second_one_does_not_disturb_its_record():
+    with pytest.raises(Terminated, match="143"):
+        ended_twice()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_that_lightning_saw_first_gets_an_exit_code():
+    seen = type("SIGTERMException", (SystemExit,), {})
+    with pytest.raises(Terminated, match="143"), sigterm_ends():
+        raise seen
+    with pytest.raises(SystemExit, match="3"), sigterm_ends():
+        raise SystemExit(3)
+
+
+def test_sigterm_of_somebody_else_stays_theirs(monkeypatch):
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+    try:
+        with sigterm_ends():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [1]
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    with sigterm_ends():
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_table_shows_what_is_known_and_nothing_else(capsys):
