@@ -159,7 +159,9 @@ def did_you_mean(error: BaseException | None) -> str | None:
     Returns:
         One sentence; None if the error is of another kind.
     """
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # `raise a from b` can close a circle
+        seen.add(id(error))
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, given = error.missing_cfg_file.rpartition("/")
             known = list(error.options or _members(group))

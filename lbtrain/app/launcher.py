@@ -72,6 +72,7 @@ def launch(
         _started.append(sweep)
         _given.update(place.directory for place in places)
         progress = Progress(len(jobs), together if todo else 1)
+        progress.same(_same(jobs))
         for n in sorted(set(range(len(jobs))) - set(todo)):
             progress.skipped(jobs[n], _record(jobs[n]))
         if todo:
@@ -130,6 +131,15 @@ def _jobs(
         title = f"run {number}{of}"
         jobs.append(Job(title, label, tasks(overrides), place.directory, argv, flat(own), mark, ckpt=place.ckpt))
     return jobs
+
+
+def _same(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return the jobs that train the same with the same seed, in groups; those that draw their own seed differ."""
+    found: dict[str | None, list[Job]] = {}
+    for job in jobs:
+        if job.config.get("seed") is not None:
+            found.setdefault(job.fingerprint, []).append(job)
+    return [group for group in found.values() if len(group) > 1]
 
 
 def _context(configs: Sequence[DictConfig], start_method: str) -> BaseContext:

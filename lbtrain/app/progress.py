@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -10,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from lbtrain.app.job import PULSE_NAME, Job
+from lbtrain.app.names import job_name
 from lbtrain.app.view import Row, read_beat, time_left, view
 from lbtrain.records import RunRecord
 
@@ -69,6 +71,23 @@ class Progress:
         """Draw the live view anew, where there is one."""
         if self._live:
             self._live.refresh()
+
+    def same(self, groups: Sequence[Sequence[Job]]) -> None:
+        """Say which runs are the same, in one line; nothing where all differ.
+
+        Args:
+            groups: Jobs that are equal, at least two in each group.
+        """
+        if not groups:
+            return
+        first, more = groups[0], len(groups) - 1
+        names = [job.title.removeprefix("run ").partition(" of ")[0] for job in first]
+        times = "twice" if len(first) == 2 else f"{len(first)} times"
+        others = f"; so it is with {more} more setting{'' if more == 1 else 's'}" if more else ""
+        self._say(
+            f"runs {', '.join(names[:-1])} and {names[-1]} are the same: {job_name(first[0].overrides)} is given "
+            f"{times}; the report counts one of them{others}"
+        )
 
     def skipped(self, job: Job, record: RunRecord) -> None:
         """Say that a run was finished before.

@@ -25,7 +25,29 @@ _FAR = 8.0
 _LISTED = 4
 
 
-def announce(trainer: Trainer, batch: GlobalBatch, scaling: LearningRateScaling, plan: Plan, reduction: str) -> None:
+# One unscaled rate per optimizer and parameter group.
+Bases = list[list[float]]
+
+
+def unscaled_rates(trainer: Trainer, plan: Plan) -> Bases:
+    """Read the rates that were tuned, before any schedule and without the scaling.
+
+    Args:
+        trainer: The Trainer, at the start of the run.
+        plan: What the hyperparameters have been multiplied by so far.
+
+    Returns:
+        Learning rates, as floats that a checkpoint takes.
+    """
+    return [
+        [float(_at_full_rate(group)["lr"]) / own.lr for group, own in zip(optimizer.param_groups, factors, strict=True)]
+        for optimizer, factors in zip(trainer.optimizers, plan, strict=True)
+    ]
+
+
+def announce(
+    trainer: Trainer, batch: GlobalBatch, scaling: LearningRateScaling, plan: Plan, reduction: str, bases: Bases
+) -> None:
     """Print the line, and publish the numbers.
 
     Args:
@@ -34,13 +56,16 @@ def announce(trainer: Trainer, batch: GlobalBatch, scaling: LearningRateScaling,
         scaling: The callback.
         plan: What the hyperparameters have been multiplied by.
         reduction: How the loss treats the samples of a batch.
+        bases: As `unscaled_rates` gave them when the run began: a resumed one may come with rates that a
+            ReduceLROnPlateau has lowered since.
     """
-    factors, group = plan[0][0], _at_full_rate(trainer.optimizers[0].param_groups[0])
+    groups = _full_groups(trainer, plan, bases)
+    factors, group = plan[0][0], groups[0][0]
     scaled = float(group["lr"])
     numbers = {"lr/base": scaled / factors.lr, "lr/scaled": scaled, "lr/factor": factors.lr, "batch/global": batch.size}
     parts = {"per_device": batch.per_device, "accumulate": batch.accumulate, "data_parallel": batch.data_parallel}
     numbers |= {f"batch/{name}": value for name, value in parts.items()}
-    steps, decaying = steps_per_epoch(trainer), _decaying(trainer, plan)
+    steps, decaying = steps_per_epoch(trainer), _decaying(trainer, plan, groups)
     if group.get("momentum"):
         numbers["lr/terminal"] = terminal_step(group)
     if decaying and steps and (share := decay_per_epoch(decaying[0][1], decaying[0][2], steps)) is not None:
@@ -48,7 +73,7 @@ def announce(trainer: Trainer, batch: GlobalBatch, scaling: LearningRateScaling,
     publish(trainer, numbers)
     law = f"{factors.rule}, base {scaling.base_batch_size}{_of_reduction(reduction, batch, scaling, factors)}"
     clauses = [f"global batch {batch}, lr {scaled / factors.lr:.6g} -> {scaled:.6g} ({law})"]
-    clauses += [*_of_batch(trainer, scaling), *_others(trainer, plan)]
+    clauses += [*_of_batch(trainer, scaling), *_others(trainer, plan, groups)]
     if group.get("momentum"):
         clauses.append(f"terminal step lr/(1-momentum) {terminal_step(group):.6g}")
     clauses += _of_moments(group, factors, batch.size / scaling.base_batch_size)
@@ -77,6 +102,18 @@ def _at_full_rate(group: Mapping[str, Any]) -> dict[str, Any]:
     return {**group, "lr": group.get("max_lr", group.get("initial_lr", group["lr"]))}
 
 
+def _full_groups(trainer: Trainer, plan: Plan, bases: Bases) -> list[list[dict[str, Any]]]:
+    """Return copies of all parameter groups with the rates of the run's start, scaled as they are now."""
+    found = []
+    for i, optimizer in enumerate(trainer.optimizers):
+        known = bases[i] if i < len(bases) else []
+        groups = [_at_full_rate(group) for group in optimizer.param_groups]
+        # A group that came later has its own.
+        first = [{**g, "lr": b * f.lr} for g, b, f in zip(groups, known, plan[i], strict=False)]
+        found.append([*first, *groups[len(known) :]])
+    return found
+
+
 def _of_reduction(reduction: str, batch: GlobalBatch, scaling: LearningRateScaling, factors: Factors) -> str:
     if reduction == "mean":
         return ""
@@ -89,14 +126,14 @@ def _of_reduction(reduction: str, batch: GlobalBatch, scaling: LearningRateScali
     return f"; the loss is a sum over the batch, so k = data-parallel x accumulate{over} = {factors.k:g}"
 
 
-def _others(trainer: Trainer, plan: Plan) -> list[str]:
+def _others(trainer: Trainer, plan: Plan, groups: list[list[dict[str, Any]]]) -> list[str]:
     """Return a clause for each parameter group that is scaled otherwise than the first."""
     clauses, first = [], plan[0][0]
     for i, optimizer in enumerate(trainer.optimizers):
-        for j, (group, factors) in enumerate(zip(optimizer.param_groups, plan[i], strict=True)):
+        for j, (group, factors) in enumerate(zip(groups[i], plan[i], strict=True)):
             if (factors.rule, factors.lr) != (first.rule, first.lr):
                 name = f"group {j}" if len(trainer.optimizers) == 1 else f"{type(optimizer).__name__} {i}, group {j}"
-                rate = float(_at_full_rate(group)["lr"])
+                rate = float(group["lr"])
                 clauses.append(f"{name}: lr {rate / factors.lr:.6g} -> {rate:.6g} ({factors.rule})")
     more = [f"and {len(clauses) - _LISTED} more groups"] if len(clauses) > _LISTED else []
     return clauses[:_LISTED] + more
@@ -120,15 +157,17 @@ def _moments(group: Mapping[str, Any]) -> str:
     return f"{'betas' if len(betas) > 1 else 'alpha'} {', '.join(f'{beta:.6g}' for beta in betas)}{eps}"
 
 
-def _decaying(trainer: Trainer, plan: Plan) -> list[tuple[str, Optimizer, dict[str, Any], Factors]]:
+def _decaying(
+    trainer: Trainer, plan: Plan, groups: list[list[dict[str, Any]]]
+) -> list[tuple[str, Optimizer, dict[str, Any], Factors]]:
     """Return the parameter groups with weight decay, by name, at their full rate."""
     several = sum(len(optimizer.param_groups) for optimizer in trainer.optimizers) > 1
     found = []
     for i, optimizer in enumerate(trainer.optimizers):
-        for j, (group, factors) in enumerate(zip(optimizer.param_groups, plan[i], strict=True)):
+        for j, (group, factors) in enumerate(zip(groups[i], plan[i], strict=True)):
             if float(group.get("weight_decay", 0.0)):
                 name = f"group {j}" if len(trainer.optimizers) == 1 else f"{type(optimizer).__name__} {i}, group {j}"
-                found.append((f"{name}: " if several else "", optimizer, _at_full_rate(group), factors))
+                found.append((f"{name}: " if several else "", optimizer, group, factors))
     return found
 
 

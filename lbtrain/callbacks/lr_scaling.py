@@ -7,7 +7,7 @@ from typing import Any
 from lbtrain._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from lbtrain.callbacks._reduction import NO_LOSS, reduction_on
 from lbtrain.callbacks._scaling_checks import check_arguments, refuse_at_setup, refuse_rules
-from lbtrain.callbacks._scaling_line import announce
+from lbtrain.callbacks._scaling_line import Bases, announce, unscaled_rates
 from lbtrain.callbacks._scaling_plan import Plan, carry_out, contained, planned
 from lbtrain.callbacks._scaling_warnings import warn_of_checkpoint, warn_of_facts, warn_of_rates_elsewhere
 from lbtrain.callbacks._step_schedules import Stretched, follow_batch
@@ -90,6 +90,7 @@ class LearningRateScaling(Callback):
     def _forget(self) -> None:
         self._reduction = "mean" if self.reduction == "auto" else self.reduction
         self._restored: Plan | None = None
+        self._bases: Bases = []  # rates at the run's start, unscaled
         self._stretched: Stretched | None = None
         self._applied: Plan | None = None
         self._begun = False
@@ -103,15 +104,16 @@ class LearningRateScaling(Callback):
             self._forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the optimizers' hyperparameters have been multiplied by, in plain Python."""
+        """Return what the optimizers' hyperparameters have been multiplied by, and the first rates, in plain Python."""
         groups = None if self._applied is None else [[asdict(f) for f in groups] for groups in self._applied]
-        return {"groups": groups, "reduction": self._reduction, "stretched": self._stretched}
+        return {"groups": groups, "reduction": self._reduction, "stretched": self._stretched, "bases": self._bases}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the checkpoint's rates contain already; nothing, if it was saved before training."""
         if state_dict["groups"] is not None:
             self._restored = [[Factors(**f) for f in groups] for groups in state_dict["groups"]]
             self._stretched = state_dict["stretched"]
+            self._bases = state_dict.get("bases", [])  # of a checkpoint that lacks them: as the rates are now
             if self.reduction == "auto":
                 self._reduction = state_dict["reduction"]
 
@@ -128,14 +130,14 @@ class LearningRateScaling(Callback):
         if self._warmup_length:
             self._warmups = [Warmup(o, lambda: self._shares(trainer)) for o in trainer.optimizers]
         if self.reduction != "auto":
-            announce(trainer, batch, self, self._applied or [], self._reduction)
+            announce(trainer, batch, self, self._applied or [], self._reduction, self._bases)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow an accumulation that changes from epoch to epoch."""
         batch, before = global_batch(trainer, self.batch_size), self._applied
         self._scale(trainer, batch)
         if self._begun and before and self._applied and before[0][0] != self._applied[0][0]:
-            announce(trainer, batch, self, self._applied, self._reduction)
+            announce(trainer, batch, self, self._applied, self._reduction, self._bases)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take the law that the loss reduction of the first batch asks for."""
@@ -148,7 +150,7 @@ class LearningRateScaling(Callback):
                 return  # a batch without a loss
             self._reduction = found
             self._scale(trainer, used)
-            announce(trainer, used, self, self._applied or [], self._reduction)
+            announce(trainer, used, self, self._applied or [], self._reduction, self._bases)
         warn_of_facts(trainer, pl_module, batch, self, used.per_device)
         warn_of_rates_elsewhere(trainer, self._applied[0][0].lr if self._applied else 1.0)
         self._begun = True
@@ -169,6 +171,7 @@ class LearningRateScaling(Callback):
         before = contained(trainer, self._applied if running else self._restored, running=running)
         if not running:
             warn_of_checkpoint(trainer, batch, self.base_batch_size, before[0][0], plan[0][0], self._restored)
+            self._bases = self._bases or unscaled_rates(trainer, before)
         carry_out(trainer, before, plan, scale_floor=self.scale_floor)
         self._applied = plan
 

@@ -19,7 +19,8 @@ class TargetReached(Callback):
     Publishes `target/value` (the target, in the unit of the metric), `target/reached` (1 or 0) and, once it is reached,
     `target/steps` (optimizer steps), `target/epochs` (passes over the training data) and `target/s` (seconds of the
     fit until then, validation included, measurements left out). It looks after each validation and at the end of each
-    training epoch; a metric must be logged before the end of the epoch.
+    training epoch; a metric must be logged before the end of the epoch. A run that goes on from a checkpoint adds to
+    its seconds; those of a killed session after its last checkpoint do not count.
 
     Args:
         monitor: Metric to follow, a key of `trainer.callback_metrics`.

@@ -1,6 +1,7 @@
 """The axes of a study, read off the flat config and the metrics of one run."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "hessian/lambda_max": ("lambda_max", "loss per squared parameter"),
     "hessian/lambda_max_residual": ("lambda_max residual", "loss per squared parameter"),
     "hessian/stability": ("stability", "1 = edge"),
-    "hessian/trace": ("hessian trace", "loss per squared parameter"),
+    "hessian/trace": ("Hessian trace", "loss per squared parameter"),
     "hessian/frobenius": ("Frobenius norm", "loss per squared parameter"),
     "sharpness/keskar": ("Keskar's sharpness", "%"),
     "sharpness/sam": ("SAM sharpness", "loss"),
@@ -41,13 +42,20 @@ METRICS: dict[str, tuple[str, str]] = {
     "time/epoch_s": ("time per epoch", "s"),
     "time/fit_s": ("time of the fit", "s"),
     "time/measure_s": ("time of measuring", "s"),
-    "target/reached": ("target reached", "fraction"),
+    "target/value": ("target", "unit of its metric"),
+    "target/reached": ("target reached", "fraction of the runs"),
     "target/steps": ("steps to the target", "optimizer steps"),
     "target/epochs": ("epochs to the target", "epochs"),
     "target/s": ("time to the target", "s"),
+    "run/attempts": ("attempts of the run", "starts"),
 }
 
-_HIGHER_IS_BETTER = ("acc", "accuracy", "f1", "auroc", "auc", "r2", "precision", "recall")
+_HIGHER_IS_BETTER = {
+    *("acc", "accuracy", "f1", "f1score", "auroc", "auc", "ap", "r2", "r2score", "precision", "recall", "specificity"),
+    *("iou", "dice", "mcc", "bleu", "psnr", "ssim"),
+    *("reached", "converged"),  # of a target; of a measurement
+}
+_LOWER_IS_BETTER = {"loss", "error", "stderr", "residual"}  # whatever else the name says
 
 
 def optimizer_label(config: Mapping[str, Any]) -> str:
@@ -159,15 +167,17 @@ def diverged(metrics: Mapping[str, Any], classes: int | None) -> bool:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Tell by its last word whether a metric is to be raised.
+    """Tell by the last part of its key whether a metric is to be raised.
 
     Args:
-        metric: Key, such as "test/acc".
+        metric: Key, such as "test/acc" or "val/acc_epoch".
 
     Returns:
-        True for accuracies and their like; anything else counts as a loss.
+        True for accuracies and their like, for a target that is reached and for what has converged; anything else,
+        such as losses, sharpness, and the steps and seconds to a target, is to be low.
     """
-    return metric.rpartition("/")[2].lower() in _HIGHER_IS_BETTER
+    parts = set(re.split(r"[^a-z0-9]+", metric.rpartition("/")[2].lower()))
+    return bool(parts & _HIGHER_IS_BETTER) and not parts & _LOWER_IS_BETTER
 
 
 def words(metric: str) -> str:
@@ -180,6 +190,32 @@ def words(metric: str) -> str:
         Such as "test accuracy"; the key itself when it is not one of lbtrain's.
     """
     return METRICS[metric][0] if metric in METRICS else metric
+
+
+def capital(text: str) -> str:
+    """Write a text as the beginning of a line; names within it, such as SAM, stay as they are.
+
+    Args:
+        text: Words of a metric.
+
+    Returns:
+        Such as "Steps to the target"; lambda_max and keys such as "val/mine", which are no words, as they are.
+    """
+    return text if "_" in text or "/" in text else text[:1].upper() + text[1:]
+
+
+def bounds(metric: str) -> tuple[float, float] | None:
+    """Tell between which values a metric lies.
+
+    Args:
+        metric: Key.
+
+    Returns:
+        The lowest and the highest value there is, for accuracies and their gap; None for all others.
+    """
+    if metric == "gap/acc":
+        return -1.0, 1.0
+    return (0.0, 1.0) if metric in METRICS and METRICS[metric][1] == "fraction" else None
 
 
 def _rule_label(rule: Any, optimizer: str) -> str:

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 
-from lbtrain.study.axes import words
+from lbtrain.study.axes import bounds, capital, words
 from lbtrain.study.conditions import Cell
 from lbtrain.study.estimates import digits
 from lbtrain.study.families import Family, families
@@ -32,7 +32,7 @@ def plots(table: pd.DataFrame) -> list[Plot]:
         _by_rate(groups, "hessian/lambda_max", "lambda_max", "lambda_max", "lambda_max"),
         Plot("loss_fixed", "Loss at the fixed rate", unit, _losses(groups, scaled=False)),
         Plot("loss_scaled", "Loss at the scaled rate", unit, _losses(groups, scaled=True)),
-        _by_rate(groups, accuracy, "accuracy", _capital(words(accuracy)), "accuracy"),
+        _by_rate(groups, accuracy, "accuracy", capital(words(accuracy)), "accuracy"),
         _by_rate(groups, "gap/loss", "gap_loss", "Gap of the loss", "test minus train loss"),
         _by_rate(groups, "gap/acc", "gap_acc", "Gap of the accuracy", "test minus train"),
         _by_rate(groups, "hessian/trace", "trace", "Trace of the Hessian", "trace"),
@@ -58,13 +58,9 @@ def sharpness_measures(table: pd.DataFrame) -> list[str]:
 def _named(metric: str) -> tuple[str, str, str]:
     # Stem of the file, title, label of the axis.
     name = metric.rpartition("/")[2]
-    title = _TITLES.get(metric) or (_capital(words(metric)) if words(metric) != metric else f"Sharpness {name}")
+    title = _TITLES.get(metric) or (capital(words(metric)) if words(metric) != metric else f"Sharpness {name}")
     unit = "sharpness (%)" if name.startswith("keskar") else "rise of the loss" if name in _RISES else "sharpness"
     return "sharpness_" + re.sub(r"[^A-Za-z0-9.-]+", "_", name), title, unit
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _by_rate(groups: list[Family], metric: str, name: str, title: str, unit: str) -> Plot:
@@ -77,7 +73,7 @@ def _by_rate(groups: list[Family], metric: str, name: str, title: str, unit: str
             if (points := family.line(rate, variant))
         ]
         panels.append(_panel(family.name, lines, looks[family.variants[0]]))
-    return Plot(name, f"{title} against batch size", unit, kept(panels))
+    return Plot(name, f"{title} against batch size", unit, kept(panels), bounds=bounds(metric))
 
 
 def _losses(groups: list[Family], scaled: bool) -> tuple[Panel, ...]:

@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from lbtrain.study.estimates import Estimate, mean_over_seeds, plain
+from lbtrain.study.folders import natural
 from lbtrain.study.load import ARGUMENT, CONFIG
 from lbtrain.study.methods import Variant, as_number, is_number
 from lbtrain.study.once import once
@@ -49,11 +51,11 @@ class Varied(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """The finished runs of one condition, the newest for each seed.
+    """The finished runs of one condition, the newest for each seed, and all that have none.
 
     Args:
         condition: Their settings.
-        runs: Their rows, sorted by seed.
+        runs: Their rows, sorted by seed, then by name.
     """
 
     condition: Condition
@@ -64,6 +66,12 @@ class Cell:
         """Number of runs that finished without a minimum."""
         return sum(run["outcome"] == "diverged" for run in self.runs)
 
+    @property
+    def draws(self) -> dict[object, Row]:
+        """Seed to run; runs without a seed are independent draws, numbered, so that any two settings can be paired."""
+        unseeded = count(1)
+        return {f"draw {next(unseeded)}" if run["seed"] is None else run["seed"]: run for run in self.runs}
+
     def values(self, metric: str) -> dict[object, float]:
         """Look up a metric of the runs that did not diverge.
 
@@ -71,9 +79,9 @@ class Cell:
             metric: Key, such as "test/acc".
 
         Returns:
-            Seed to value; seeds without a finite value are left out.
+            Seed to value, as in `draws`; seeds without a finite value are left out.
         """
-        found: dict[object, Any] = {run["seed"]: run.get(metric) for run in self.runs if run["outcome"] == "ok"}
+        found: dict[object, Any] = {seed: run.get(metric) for seed, run in self.draws.items() if run["outcome"] == "ok"}
         return {seed: float(value) for seed, value in found.items() if is_number(value)}
 
     def estimate(self, metric: str) -> Estimate | None:
@@ -120,9 +128,23 @@ def condition(row: Row, beside: Varied) -> Condition:
     return Condition(row["optimizer"] or "", named, row["rate"] or "", row["batch"], variant)
 
 
+def draw(row: Row) -> tuple[bool, Any]:
+    """Tell what sets a run apart from the others of its setting.
+
+    Args:
+        row: The run.
+
+    Returns:
+        Whether it was seeded, with its seed; without one its name, for it is a draw of its own.
+    """
+    return (False, row["run"]) if row["seed"] is None else (True, row["seed"])
+
+
 @once
 def cells(table: pd.DataFrame) -> dict[Condition, Cell]:
     """Group the finished runs by everything but the seed; of two with the same seed the newer one counts.
+
+    Runs whose seed is null have drawn their own: each counts.
 
     Args:
         table: As `load_sweep` gives it.
@@ -131,10 +153,10 @@ def cells(table: pd.DataFrame) -> dict[Condition, Cell]:
         Condition to cell, in the order of `Condition.order`.
     """
     beside = varied(table)
-    grouped: dict[Condition, dict[object, Row]] = {}
+    grouped: dict[Condition, dict[tuple[bool, Any], Row]] = {}
     for row in sorted(rows(table), key=lambda row: (str(row["started"]), str(row["run"]))):
         if row["status"] == "finished":
-            grouped.setdefault(condition(row, beside), {})[row["seed"]] = row
+            grouped.setdefault(condition(row, beside), {})[draw(row)] = row
     ordered = sorted(grouped, key=Condition.order)
     return {key: Cell(key, tuple(run for _, run in sorted(grouped[key].items(), key=_by_seed))) for key in ordered}
 
@@ -150,8 +172,8 @@ def failures(table: pd.DataFrame) -> Counter[Condition]:
         Condition to number; settings without a failed run are left out.
     """
     beside = varied(table)
-    done = {(key, run["seed"]) for key, cell in cells(table).items() for run in cell.runs}
-    failed = [(condition(row, beside), row["seed"]) for row in rows(table) if row["status"] == "failed"]
+    done = {(key, draw(run)) for key, cell in cells(table).items() for run in cell.runs}
+    failed = [(condition(row, beside), draw(row)) for row in rows(table) if row["status"] == "failed"]
     return Counter(key for key, seed in failed if (key, seed) not in done)
 
 
@@ -179,9 +201,10 @@ def label(settings: Condition, of: Iterable[Condition]) -> str:
     return ", ".join(parts) or settings.optimizer or "the only setting"
 
 
-def _by_seed(item: tuple[Any, Row]) -> tuple[bool, float, str]:
-    seed = item[0]
-    return not is_number(seed), float(seed) if is_number(seed) else 0.0, str(seed)
+def _by_seed(item: tuple[tuple[bool, Any], Row]) -> tuple[Any, ...]:
+    seeded, seed = item[0]
+    number = seeded and is_number(seed)
+    return not number, not seeded, float(seed) if number else 0.0, natural(str(seed))
 
 
 def _text(key: str, value: object) -> str:

@@ -173,7 +173,7 @@ def _name(key: Condition, everything: list[Condition]) -> str:
 
 
 def _logs(cell: Cell) -> dict[object, pd.DataFrame]:
-    found: dict[object, Any] = {run["seed"]: history(run["folder"]) for run in cell.runs}
+    found: dict[object, Any] = {seed: history(run["folder"]) for seed, run in cell.draws.items()}
     return {seed: log for seed, log in found.items() if log is not None}
 
 

@@ -22,6 +22,7 @@ from lbtrain.study.drawing import (
     with_bars,
 )
 from lbtrain.study.estimates import Estimate
+from lbtrain.study.ranges import Range
 from lbtrain.study.scales import batch_axis, value_axis
 from lbtrain.study.series import Line, Plot
 
@@ -53,13 +54,13 @@ def draw_plot(plot: Plot) -> Figure:
         for i, line in enumerate(panel.lines):
             entries |= _draw_line(axes, line, apart(i, len(panel.lines)))
     batch_axis(below[0], [point.batch for point in points])
-    value_axis(below[0], [point.value.mean for point in points if point.value], plot.reference or 0.0)
+    value_axis(below[0], plot.range)
     below[-1].set_xlabel("global batch size")
     legend(figure, entries)
     return figure
 
 
-def draw_ranking(title: str, names: Sequence[str], values: Sequence[Estimate], metric: str) -> Figure:
+def draw_ranking(title: str, names: Sequence[str], values: Sequence[Estimate], metric: str, ends: Range) -> Figure:
     """Draw settings from the best to the worst.
 
     Args:
@@ -67,6 +68,7 @@ def draw_ranking(title: str, names: Sequence[str], values: Sequence[Estimate], m
         names: Words of each setting.
         values: Its metric.
         metric: Words of the metric.
+        ends: How far the axis of the metric reaches.
 
     Returns:
         The figure.
@@ -82,6 +84,7 @@ def draw_ranking(title: str, names: Sequence[str], values: Sequence[Estimate], m
         axes.text(0.01, place + 0.2, text, transform=axes.get_yaxis_transform(), fontsize=10.5, in_layout=False)
     axes.set_ylim(0.5, len(names) + 0.9)
     axes.yaxis.set_major_locator(NullLocator())
+    axes.set_xlim(ends.low, ends.high)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(metric)
     headline(figure, title)

@@ -1,13 +1,13 @@
 """The figures of a report: PNG for the page, SVG for a paper, the same bytes from the same numbers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from lbtrain.study.axes import words
+from lbtrain.study.axes import bounds, capital, words
 from lbtrain.study.batch_plots import plots
 from lbtrain.study.between import between, between_alt
 from lbtrain.study.conditions import cells, label
@@ -23,6 +23,7 @@ from lbtrain.study.drawing import Sketch, images
 from lbtrain.study.estimates import digits
 from lbtrain.study.families import objective, ranked
 from lbtrain.study.grid import grid_alt, grids
+from lbtrain.study.ranges import CUT, value_range
 from lbtrain.study.series import Plot
 from lbtrain.study.spectra import MATRICES, matrix_words, spectra, spectra_alt
 from lbtrain.study.targets import TARGETS, target_alt, target_words, to_target
@@ -97,7 +98,7 @@ def _heat_maps(table: pd.DataFrame) -> list[Sketch]:
     found = grids(table)
     if not found:
         return []
-    title = f"{words(found[0].metric).capitalize()} at each learning rate and batch size"
+    title = f"{capital(words(found[0].metric))} at each learning rate and batch size"
     draw = partial(draw_grids, title, found)
     return [Sketch("lr_batch", title, grid_alt(title, found), "Learning rate and batch size", draw)]
 
@@ -117,7 +118,7 @@ def _curves(table: pd.DataFrame) -> list[Sketch]:
     panels = curve_panels(table)
     if not panels:
         return []
-    title = f"{words(panels[0].metric).capitalize()} after each epoch"
+    title = f"{capital(words(panels[0].metric))} after each epoch"
     return [Sketch("curves", title, curves_alt(title, panels), "Curves", partial(draw_curves, title, panels))]
 
 
@@ -154,5 +155,8 @@ def _ranking(table: pd.DataFrame) -> list[Sketch]:
         return []
     names, values = [name for name, _ in order], [value for _, value in order]
     title = f"The {len(order)} best settings by {words(metric)}"
+    ends = replace(value_range(values, bounds=bounds(metric)), log=False)
     alt = f"{title}. " + "; ".join(f"{name}: {digits(value.mean)}" for name, value in order) + "."
-    return [Sketch("ranking", title, alt, "Ranking", partial(draw_ranking, title, names, values, words(metric)))]
+    alt += f" {CUT}." if ends.cuts(values) else ""
+    draw = partial(draw_ranking, title, names, values, words(metric), ends)
+    return [Sketch("ranking", title, alt, "Ranking", draw)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lbtrain.study.conditions import condition, varied
+from lbtrain.study.conditions import condition, draw, varied
 from lbtrain.study.folders import natural
 from lbtrain.study.settings import rows
 
@@ -49,7 +49,7 @@ def grouped(found: list[tuple[str, str]]) -> tuple[LeftOut, ...]:
 
 
 def repeated(table: pd.DataFrame) -> tuple[LeftOut, ...]:
-    """List the finished runs that a newer one with the same settings and seed replaces.
+    """List the finished runs that a newer one with the same settings and seed replaces; without a seed none does.
 
     Args:
         table: As `load_sweep` gives it.
@@ -61,7 +61,7 @@ def repeated(table: pd.DataFrame) -> tuple[LeftOut, ...]:
     newest: dict[object, str] = {}
     found: list[tuple[str, str]] = []
     for row in sorted(rows(table), key=lambda row: (str(row["started"]), str(row["run"])), reverse=True):
-        key = (condition(row, beside), row["seed"])
+        key = (condition(row, beside), draw(row))
         if row["status"] == "finished" and key in newest:
             other = newest[key] != row["sweep"]
             found.append((str(row["run"]), REPEATED_ELSEWHERE if other else REPEATED))

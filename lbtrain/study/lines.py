@@ -1,5 +1,6 @@
 """The rows of the comparison for a terminal: one per run, or one per setting where there are seeds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from lbtrain.study.baseline import axes_of
 from lbtrain.study.conditions import Cell, Condition, cells, failures
 from lbtrain.study.csv_files import results
 from lbtrain.study.estimates import digits, plain
+from lbtrain.study.families import objective
 from lbtrain.study.settings import extra_columns, rows
 
 # Column of the table -> its metric; short, so that a row fits the width. The last is the first to be left out.
@@ -70,8 +72,7 @@ def by_run(table: pd.DataFrame) -> Lines:
     names = list(extra_columns(table).values())[:_MOST_OTHERS]
     axes = [a for a in ("optimizer", "rate", "batch", *_method_axes(shown), "seed") if _varies(shown, a)]
     methods = [method for method in shown["method"].dropna().unique() if method]
-    metrics = [(title, key) for title, key in _METRICS.items() if key in shown and shown[key].notna().any()]
-    metrics = metrics[:_MOST_METRICS]
+    metrics = _chosen([key for key in shown.columns if shown[key].notna().any()], table)
     heads = [f"{methods[0]}\nrho" if a == "rho" and len(methods) == 1 else a for a in ["run", *axes]]
     columns = (*map(_axis, heads), *map(_other, names), *_measures([title for title, _ in metrics]), Column("outcome"))
     body = []
@@ -80,6 +81,13 @@ def by_run(table: pd.DataFrame) -> Lines:
         texts += [*(_measured(row[key]) for _, key in metrics), row["outcome"]]
         body.append((tuple(texts), row["outcome"] != "ok"))
     return Lines(columns, tuple(body))
+
+
+def _chosen(known: Sequence[str], table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return head and key of the metrics to show: the objective first, whatever it is."""
+    goal = objective(table)
+    own = {goal.replace("/", "\n", 1): goal} if goal and goal not in _METRICS.values() else {}
+    return [(title, key) for title, key in {**own, **_METRICS}.items() if key in known][:_MOST_METRICS]
 
 
 def by_setting(table: pd.DataFrame) -> Lines:
@@ -101,8 +109,7 @@ def by_setting(table: pd.DataFrame) -> Lines:
     own = {"optimizer", "rate", "batch", "method", "rho"}
     others = [name for name in axes if name not in own]
     axes = [name for name in axes if name in own] + others[:_MOST_OTHERS]
-    metrics = [(title, key) for title, key in _METRICS.items() if any(cell.estimate(key) for cell in found)]
-    metrics = metrics[:_MOST_METRICS]
+    metrics = _chosen([key for key in table.columns if any(cell.estimate(key) for cell in found)], table)
     heads = [f"{min(methods)}\nrho" if name == "rho" and len(methods) == 1 else name for name in axes]
     columns = (
         *(_other(head) if name in others else _axis(head) for name, head in zip(axes, heads, strict=True)),

@@ -82,7 +82,7 @@ def target_sentence(line: ToTarget, target: str) -> str:
     goal = f"the target of {target}" if target else "the target"
     text = (
         f"With {line.name}, {goal} takes {digits(first.value.mean)} steps at batch {plain(first.batch)} (rate "
-        f"{first.rate:g}) and {digits(last.value.mean)} at batch {plain(last.batch)} (rate {last.rate:g})"
+        f"{first.rate:.3g}) and {digits(last.value.mean)} at batch {plain(last.batch)} (rate {last.rate:.3g})"
     )
     if line.fit:
         left, right = line.fit.borders

@@ -1,11 +1,12 @@
 """Axes that people read: batch sizes in powers of 2, values linear or logarithmic."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from lbtrain.study.estimates import plain
+from lbtrain.study.ranges import Range
 
 
 def batch_axis(axes: Axes, batches: Iterable[float]) -> None:
@@ -21,27 +22,16 @@ def batch_axis(axes: Axes, batches: Iterable[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
 
 
-def value_axis(axes: Axes, values: Sequence[float], reference: float = 0.0, room: float = 2.5) -> None:
-    """Choose the vertical axis: logarithmic where positive values span more than a factor of 5.
+def value_axis(axes: Axes, ends: Range) -> None:
+    """Set the vertical axis.
 
     Args:
         axes: Where.
-        values: What is drawn, without the ends of its error bars: they may not stretch the axis beyond reading.
-        reference: Height of a line to keep in view on a linear axis.
-        room: Factor left above the highest value on a logarithmic axis, for the marks of diverged runs.
+        ends: How far it reaches.
     """
-    low, high = min(values), max(values)
-    if low > 0 and high > 5 * low:
-        log_ticks(axes, narrow=high < 100 * low)
-        axes.set_ylim(low / 1.8, high * room)
-    elif low > 0.5 * high > 0 and reference == 0:
-        # Values that lie close together, such as accuracies, are not read from zero.
-        axes.set_ylim(low - 0.15 * (high - low) - 0.002 * high, high + 0.25 * (high - low) + 0.002 * high)
-    elif low < 0:
-        span = high - low or -low
-        axes.set_ylim(low - 0.15 * span, high + 0.25 * span)
-    else:
-        axes.set_ylim(0, max(high, reference) * 1.2 or None)
+    if ends.log:
+        log_ticks(axes, narrow=ends.high < 450 * ends.low)  # less than two decades, and the room around the values
+    axes.set_ylim(ends.low, ends.high)
 
 
 def log_ticks(axes: Axes, narrow: bool) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lbtrain.study.estimates import Estimate, digits, plain
 from lbtrain.study.families import Family
 from lbtrain.study.methods import Variant
+from lbtrain.study.ranges import CUT, Range, value_range
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Plot:
         panels: From top to bottom.
         reference: Height of a thin line to compare with, None without.
         section: Heading of the page below which it stands.
+        bounds: Lowest and highest value that the metric can have, None for any.
     """
 
     name: str
@@ -75,6 +77,18 @@ class Plot:
     panels: tuple[Panel, ...]
     reference: float | None = None
     section: str = "Batch size"
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def values(self) -> list[Estimate]:
+        """All that is drawn."""
+        points = [point for panel in self.panels for line in panel.lines for point in line.points]
+        return [point.value for point in points if point.value]
+
+    @property
+    def range(self) -> Range:
+        """How far the vertical axis reaches."""
+        return value_range(self.values, self.reference or 0.0, bounds=self.bounds)
 
     @property
     def alt(self) -> str:
@@ -84,7 +98,8 @@ class Plot:
             for panel in self.panels
             for line in panel.lines
         ]
-        return f"{self.title} ({self.unit}). {'. '.join(parts)}."
+        cut = f" {CUT}." if self.values and self.range.cuts(self.values) else ""
+        return f"{self.title} ({self.unit}). {'. '.join(parts)}.{cut}"
 
 
 def is_drawn(plot: Plot) -> bool:

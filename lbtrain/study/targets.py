@@ -102,7 +102,7 @@ def target_alt(title: str, found: list[ToTarget]) -> str:
     """
     parts = []
     for line in found:
-        points = ", ".join(f"{digits(p.value.mean)} at {plain(p.batch)} (rate {p.rate:g})" for p in line.points)
+        points = ", ".join(f"{digits(p.value.mean)} at {plain(p.batch)} (rate {p.rate:.3g})" for p in line.points)
         text = f"{line.name}: {points}"
         if line.missed:
             text += f"; not reached at {', '.join(map(plain, line.missed))}"

@@ -39,35 +39,55 @@ def test_the_readme_is_short_and_names_all_callbacks():
     assert len(commands()) >= 8
 
 
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep that the commands of the README look at."""
+    folder = tmp_path_factory.mktemp("sweep")
+    axes = ["data.batch_size=256,512", "callbacks=[checkpoint]", "logger=[csv,wandb]", "trainer.max_epochs=1"]
+    run(["python", "train.py", "-m", *axes, f"hydra.sweep.dir={folder}"], folder)
+    return folder
+
+
+def of_a_sweep(words, sweep):
+    """Run a command that looks at a sweep."""
+    said = run([word.replace("multirun/DATE/TIME", str(sweep)) for word in words], sweep)
+    if words[1] == "report":
+        assert str(sweep / "report.html") in said
+    elif words[1] == "between":
+        assert len(list((sweep / "between").glob("*.json"))) == 1
+    else:
+        assert "2 runs" in said
+
+
+def of_a_checkpoint(words, folder):
+    """Run a command that measures a checkpoint."""
+    run(["python", "train.py", *SMALL, "callbacks=[checkpoint]", f"hydra.run.dir={folder / 'run'}"], folder)
+    words = [word.replace("RUN", str(folder / "run")) for word in words]
+    assert "lambda_max" in run([*words, f"hydra.run.dir={folder / 'measured'}"], folder)
+    assert "hessian/lambda_max" in (folder / "measured" / "measurement.json").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme(command, tmp_path):
+def test_a_command_of_the_readme(command, tmp_path, request):
     words = shlex.split(command)
-    if "lbtrain.study" in words:
-        run(["python", "train.py", "-m", "seed=0,1", "callbacks=none", *SMALL, f"hydra.sweep.dir={tmp_path}"], tmp_path)
-        assert "report.html" in run([*words[:-1], str(tmp_path)], tmp_path)
-        return
-    if words[:2] == ["lbtrain", "scale"]:
-        assert "0.1" in run(words, tmp_path)
+    if "multirun/DATE/TIME" in words:
+        of_a_sweep(words, request.getfixturevalue("sweep"))
         return
     if words[:2] == ["lbtrain", "measure"]:
-        run(["python", "train.py", *SMALL, "callbacks=[checkpoint]", f"hydra.run.dir={tmp_path / 'run'}"], tmp_path)
-        words = [word.replace("RUN", str(tmp_path / "run")) for word in words]
-        assert "lambda_max" in run([*words, f"hydra.run.dir={tmp_path / 'measured'}"], tmp_path)
-        assert "hessian/lambda_max" in (tmp_path / "measured" / "measurement.json").read_text()
+        of_a_checkpoint(words, tmp_path)
         return
-    small = [] if "--help" in words else [word for word in SMALL if word.split("=")[0] + "=" not in command]
+    if "--help" in words or words[:2] == ["lbtrain", "scale"]:
+        assert ("callbacks" if "--help" in words else "0.1") in run(words, tmp_path)
+        return
+    small = [word for word in SMALL if word.split("=")[0] + "=" not in command]
+    kept = [word for word in words if not word.startswith("hydra.sweep.dir=")]
     kind = "sweep" if "-m" in words else "run"
-    placed = [] if "--help" in words else [f"hydra.{kind}.dir={tmp_path}"]
-    said = run([*words, *small, *placed], tmp_path)
-    if "--help" in words:
-        assert "callbacks" in said
-    elif kind == "sweep":
-        assert (tmp_path / "report.html").exists()
-    else:
-        assert (tmp_path / "summary.json").exists()
+    fewer = ["hydra.sweeper.n_trials=2"] if "experiment=tune" in words else []
+    run([*kept, *small, *fewer, f"hydra.{kind}.dir={tmp_path}"], tmp_path)
+    assert (tmp_path / ("report.html" if kind == "sweep" else "summary.json")).exists()
 
 
 @pytest.mark.slow

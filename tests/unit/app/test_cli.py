@@ -54,6 +54,13 @@ def test_other_errors_get_no_hint(error):
     assert cli.did_you_mean(error) is None
 
 
+@pytest.mark.timeout(20)
+def test_errors_in_a_circle_get_no_hint_and_an_end():
+    first, second = ValueError("x"), KeyError("y")
+    first.__cause__, second.__context__ = second, first
+    assert cli.did_you_mean(first) is None
+
+
 def test_members_of_the_user_s_own_directory_count(tmp_path, monkeypatch):
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks" / "mine.yaml").touch()

@@ -1,13 +1,19 @@
 """A package that only an extra installs is named together with the extra."""
 
+import ast
+import re
 import sys
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 
 from lbtrain.app.instantiate import ConfigError, validate
 from lbtrain.app.signatures import EXTRAS, locate
+
+# Own packages; OmegaConf's own format, which it brings along.
+COME_ALONG = {"lbtrain", "hydra_plugins", "yaml"}
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "lamb"])
@@ -28,3 +34,24 @@ def test_extras_are_those_of_the_project():
     for package, extra in EXTRAS.items():
         name = package.replace("_", "-")
         assert any(line.startswith(name) and line.endswith(f'extra == "{extra}"') for line in requires("lbtrain"))
+
+
+def test_what_is_imported_is_asked_for_and_pinned():
+    root = Path(__file__).parents[3]
+    asked = re.search(r"^dependencies = \[(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)[1]
+    pinned = (root / "constraints.txt").read_text()
+    found = {name for path in (root / "lbtrain").rglob("*.py") for name in imported(path)} - COME_ALONG
+    assert {"PIL", "torch"} <= found
+    for name in sorted(found):
+        package = packages_distributions()[name][0].lower()
+        assert re.search(rf'^  "{package}[">]', asked, re.M), package
+        assert re.search(rf"^{package}==", pinned, re.M), package
+
+
+def imported(path):
+    """Return the packages of others that a file imports when it is imported itself."""
+    for node in ast.parse(path.read_text()).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+        for name in filter(None, names):
+            if (top := name.partition(".")[0]) not in sys.stdlib_module_names:
+                yield top

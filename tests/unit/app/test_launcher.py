@@ -19,6 +19,7 @@ from lbtrain.app.earlier import Place
 from lbtrain.app.job import Job, argv_of, quoted, tasks
 from lbtrain.app.leaks import cleared_environment, leaks
 from lbtrain.app.needs import Machine, Need
+from lbtrain.records import RunRecord
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,28 @@ def test_jobs_are_told_by_their_place_in_the_sweep_wherever_they_run(tmp_path):
     assert [own.ckpt for own in jobs] == [None, tmp_path / "last.ckpt"]
     later = launcher._jobs(config(tmp_path), configs, [["seed=0"], ["seed=1"]], tmp_path, 2, places)
     assert [own.title for own in later] == ["run 3", "run 4"]
+
+
+@pytest.mark.parametrize(("seed", "same"), [(0, [["run 1 of 3", "run 3 of 3"]]), (None, [])])
+def test_jobs_with_one_config_are_the_same_unless_each_draws_its_seed(seed, same, tmp_path):
+    places = [Place(tmp_path / str(n), n, "new") for n in range(3)]
+    configs = [OmegaConf.merge(config(tmp_path), {"seed": own}) for own in (seed, 1, seed)]
+    jobs = launcher._jobs(config(tmp_path), configs, [[f"seed={own.seed}"] for own in configs], tmp_path, 0, places)
+    assert [[own.title for own in group] for group in launcher._same(jobs)] == same
+
+
+def test_a_sweep_says_at_its_start_which_jobs_are_the_same(tmp_path, monkeypatch, capsys):
+    places = [Place(tmp_path / str(n), n, "finished") for n in range(2)]
+    monkeypatch.setattr(launcher, "_places", lambda *given: places)
+    left = RunRecord("r", "finished", None, (), {}, {}, {}, None, "2026-01-01T00:00:00+00:00", 1.0)
+    monkeypatch.setattr(launcher, "_record", lambda own: left)
+    configs = [OmegaConf.merge(config(tmp_path), {"seed": 0}) for _ in range(2)]
+    launcher.launch(config(tmp_path / "sweep"), configs, [["seed=0"], ["seed=0"]], 0, Asked())
+    assert capsys.readouterr().out.splitlines()[1:2] == [
+        "runs 1 and 2 are the same: seed=0 is given twice; the report counts one of them"
+    ]
+    for opened in claim._claimed.values():
+        os.close(opened)
 
 
 def cpu(devices):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,21 @@ def test_a_sign_of_life_that_cannot_be_read_is_none(text, tmp_path):
     (tmp_path / "pulse").write_text(text)
     assert read_beat(tmp_path / "pulse") is None
     assert read_beat(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "line"),
+    [
+        ([], None),
+        ([[1, 2]], "runs 1 and 2 are the same: seed=0 is given twice; the report counts one of them"),
+        (
+            [[1, 3, 5], [2, 4]],
+            "runs 1, 3 and 5 are the same: seed=0 is given 3 times; the report counts one of them; so it is with 1 "
+            "more setting",
+        ),
+    ],
+)
+def test_runs_that_are_the_same_are_named_in_one_line(groups, line, capsys):
+    progress = Progress(5, 1)
+    progress.same([[replace(job(n, of=5), overrides=("seed=0",)) for n in group] for group in groups])
+    assert capsys.readouterr().out.splitlines()[1:] == ([line] if line else [])

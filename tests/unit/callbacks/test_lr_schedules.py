@@ -334,3 +334,34 @@ def test_a_schedule_as_long_as_the_run_at_the_base_batch_becomes_as_long_as_this
     assert run(8, 3, ckpt_path=tmp_path / "last.ckpt") == (9 if drop_last else 12)
     with pytest.warns(UserWarning, match=r"multiplied by 0.5"):
         assert run(4, 3, ckpt_path=tmp_path / "last.ckpt") == (18 if drop_last else 21)
+
+
+def lowered(optimizer):
+    return ls.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+
+
+@RESUMED
+@MISSING
+@STEPS_COUNTED
+@pytest.mark.parametrize("old", [False, True])
+def test_what_a_plateau_has_lowered_is_told_as_it_was_at_the_start(old, tmp_path):
+    def run(folder, batch_size=8, epochs=1, start=None):
+        callbacks = [LearningRateScaling(2), ModelCheckpoint(dirpath=tmp_path / folder, save_last=True)]
+        data = digits_like(24, batch_size, dtype=torch.float64)
+        options = {"max_epochs": epochs, "enable_checkpointing": True, "ckpt_path": start}
+        found = fit(Scheduled(lowered), data, callbacks, **options).callback_metrics
+        return [found[key].item() for key in ("lr/base", "lr/scaled", "lr/terminal")]
+
+    first = run("first")
+    assert first == pytest.approx([0.1, 0.4, 4.0])
+    path = tmp_path / "first" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] < 0.4
+    if old:  # without the rates of the start: as they are now, but it loads
+        del saved["callbacks"]["LearningRateScaling"]["bases"]
+        torch.save(saved, path)
+        assert run("again", epochs=2, start=path) != first
+        return
+    assert run("again", epochs=2, start=path) == first
+    with pytest.warns(UserWarning, match="global batch"):
+        assert run("elastic", 4, epochs=2, start=path) == pytest.approx([0.1, 0.2, 2.0])

@@ -3,9 +3,10 @@
 import time
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lbtrain._lightning import Callback
+from lbtrain._lightning import Callback, ModelCheckpoint
 from lbtrain.callbacks.step_time import StepTime
 from tests.modules import Plain, digits_like, fit
 
@@ -61,3 +62,62 @@ def test_data_of_unknown_length_count_their_finished_epochs():
     )
     assert whole["time/epoch_s"].item() == pytest.approx(whole["time/fit_s"].item() / 2)
     assert "time/epoch_s" not in cut
+
+
+def resumed(tmp_path, module, data, *, first=1, epochs=3):
+    """Train in two sessions; return what the checkpoint between them has, and the Trainer of the second."""
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    path = str(tmp_path / "kept.ckpt")
+    fit(module(), data(), [StepTime(), ModelCheckpoint(tmp_path, filename="kept")], max_epochs=first, **options)
+    kept = torch.load(path, weights_only=True)["callbacks"]["StepTime"]
+    return kept, fit(module(), data(), [StepTime()], max_epochs=epochs, ckpt_path=path)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_adds_to_the_times_of_its_checkpoint(tmp_path):
+    start = time.perf_counter()
+    kept, trainer = resumed(tmp_path, Sleepy, digits_like)
+    whole = time.perf_counter() - start
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    assert (kept["steps"], kept["epochs"]) == (6, pytest.approx(1))
+    assert 6 * 0.02 <= kept["in_batches"] <= kept["seconds"]
+    assert kept["seconds"] + 12 * 0.02 <= metrics["time/fit_s"] <= whole
+    assert 18 * 0.02 <= metrics["time/step_ms"] / 1000 * 18 <= metrics["time/fit_s"]
+    assert metrics["time/epoch_s"] == pytest.approx(metrics["time/fit_s"] / 3)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_counts_the_epochs_of_data_of_unknown_length(tmp_path):
+    kept, trainer = resumed(tmp_path, Plain, lambda: DataLoader(Endless(), 8))
+    assert kept["epochs"] == 1
+    metrics = trainer.callback_metrics
+    assert metrics["time/epoch_s"].item() == pytest.approx(metrics["time/fit_s"].item() / 3)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_checkpoint_without_times_leaves_those_of_the_session(tmp_path):
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    fit(Plain(), digits_like(), [ModelCheckpoint(tmp_path, filename="kept")], **options)
+    times = StepTime()
+    trainer = fit(Sleepy(), digits_like(), [times], max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
+    assert times.state_dict()["steps"] == 6
+    assert trainer.callback_metrics["time/step_ms"].item() >= 20
+
+
+def test_what_comes_after_the_fit_is_not_counted():
+    times = StepTime()
+    trainer = fit(Plain(), digits_like(), [times])
+    state = times.state_dict()
+    times.leave_out(1.0)  # as a measurement at the end of training does
+    time.sleep(0.02)
+    assert times.state_dict() == state
+    assert state["seconds"] == trainer.callback_metrics["time/fit_s"].item()
+
+
+def test_a_second_fit_starts_from_nothing():
+    times = StepTime()
+    fit(Sleepy(), digits_like(), [times], max_epochs=2)
+    first = times.state_dict()
+    fit(Plain(), digits_like(), [times])
+    assert times.state_dict()["steps"] == 6
+    assert times.state_dict()["seconds"] < first["seconds"]

@@ -5,7 +5,9 @@ import pytest
 from lbtrain.functional.scaling import AUTO
 from lbtrain.study.axes import (
     AUTO_LAWS,
+    METRICS,
     batch_size,
+    capital,
     diverged,
     higher_is_better,
     learning_rate,
@@ -101,7 +103,35 @@ def test_diverged(metrics: dict, classes: int | None, expected: bool) -> None:
 
 
 def test_direction_and_words() -> None:
-    assert higher_is_better("test/acc")
-    assert not higher_is_better("val/loss")
+    for metric in ("test/acc", "val/acc_epoch", "val/f1_score", "gap/acc", "target/reached"):
+        assert higher_is_better(metric), metric
+    for metric in ("val/loss", "val/acc_loss", "test/acc_stderr", "hessian/lambda_max", "mine/space"):
+        assert not higher_is_better(metric), metric
+    for metric in METRICS:
+        assert higher_is_better(metric) is (metric.endswith("/acc") or metric == "target/reached"), metric
     assert words("test/acc") == "test accuracy"
     assert words("val/mine") == "val/mine"
+
+
+def test_the_keys_of_times_and_targets_have_words_and_units() -> None:
+    keys = ["time/epoch_s", "target/value", "target/reached", "target/steps", "target/epochs", "target/s"]
+    keys += ["noise/b_simple", "hessian/trace", "run/attempts"]
+    for key in keys:
+        assert key in METRICS
+        assert "/" not in words(key)
+    units = {key: METRICS[key][1] for key in keys}
+    assert [key for key, unit in units.items() if unit == "s"] == ["time/epoch_s", "target/s"]
+    assert (units["noise/b_simple"], units["target/steps"]) == ("samples", "optimizer steps")
+
+
+@pytest.mark.parametrize(
+    ("metric", "begins"),
+    [
+        ("target/steps", "Steps to the target"),
+        ("sharpness/sam", "SAM sharpness"),
+        ("hessian/lambda_max", "lambda_max"),
+        ("mine/metric", "mine/metric"),
+    ],
+)
+def test_words_at_the_beginning_of_a_line(metric: str, begins: str) -> None:
+    assert capital(words(metric)) == begins

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from lbtrain.records import RunRecord
-from lbtrain.study.conditions import cells, label
+from lbtrain.study.conditions import cells, failures, label
 from lbtrain.study.load import load_sweep
 from lbtrain.study.settings import other_keys, short_names, varying
 from tests.unit.study.known_sweep import known_records, make_record
@@ -82,3 +82,18 @@ def test_the_newer_of_two_equal_runs_counts(write_sweep) -> None:
     for i, runs in enumerate([[old, new], [new, old]]):
         (cell,) = cells(load_sweep(write_sweep(runs, f"sweep{i}"))).values()
         assert cell.values("hessian/lambda_max") == {0: 5.0}
+
+
+def test_runs_without_a_seed_are_draws_of_their_own(write_sweep) -> None:
+    seeded = make_record("Adam", "sqrt", 64, sam=False)
+    free = with_config(seeded, seed=None)
+    runs = [replace(free, metrics=free.metrics | {"test/acc": value}) for value in (0.5, 0.7, 0.9)]
+    other = replace(free, config=free.config | {"data.batch_size": 16}, metrics=free.metrics | {"batch/global": 16.0})
+    table = load_sweep(write_sweep([*runs, replace(runs[0], status="failed", error="ValueError: x"), other]))
+    small, large = cells(table).values()
+    assert len(large.runs) == 3
+    assert large.estimate("test/acc").mean == pytest.approx(0.7)
+    assert list(large.values("test/acc")) == ["draw 1", "draw 2", "draw 3"]
+    # They can be compared all the same: a draw of the one with a draw of the other.
+    assert list(small.values("test/acc")) == ["draw 1"]
+    assert failures(table) == {large.condition: 1}  # another draw does not make up for it

@@ -146,6 +146,14 @@ def test_the_newer_of_two_equal_runs_counts_and_the_older_is_named(write_sweep) 
     assert left_out(one, two) == {"one/0": REPEATED_ELSEWHERE, "one/1": REPEATED_ELSEWHERE}
 
 
+def test_two_runs_without_a_seed_both_count(write_sweep) -> None:
+    free = replace(RUN, config=RUN.config | {"seed": None})
+    newer = replace(free, started="2026-02-01T00:00:00+00:00")
+    one, two = write_sweep([free, newer], "one"), write_sweep([newer], "two")
+    assert left_out(one) == {}
+    assert left_out(one, two) == {}
+
+
 def test_the_sweep_is_a_setting_when_asked_for(write_sweep, undrawn) -> None:
     old, new = (write_sweep(known_records((0, 1)), name) for name in ("old", "new"))
     table = load_sweep([old, new])

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from lbtrain.study.__main__ import main, show
+from lbtrain.study.lines import by_run, by_setting
+from lbtrain.study.load import load_sweep
 from lbtrain.study.report import Report
 from lbtrain.study.terminal import WIDTH, print_report
 from tests.unit.study.known_sweep import KNOWN, NASTY, failed, family_records, known_records, make_record, with_method
@@ -198,3 +200,22 @@ def test_the_report_is_published_after_it_is_written(write_sweep, monkeypatch, c
     assert "W&B report: the address" in capsys.readouterr().out
     assert main([str(sweep), "--wandb", "team/closed"]) == 1
     assert capsys.readouterr().err == "no such project\n"
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_the_objective_is_the_first_metric_whatever_it_is(write_sweep, seeds: tuple[int, ...]) -> None:
+    records = [
+        replace(
+            record,
+            config=record.config | {"objective": "target/steps"},
+            metrics=record.metrics | {"target/steps": 100.0 + record.metrics["batch/global"]},
+        )
+        for record in known_records(seeds)
+    ]
+    table = load_sweep(write_sweep(records))
+    found = by_run(table) if len(seeds) == 1 else by_setting(table)
+    titles = [column.title for column in found.columns if column.title.startswith(("target\nsteps", "test\nacc"))]
+    assert [title[:6] for title in titles] == ["target", "test\na"]
+    place = next(i for i, column in enumerate(found.columns) if column.title.startswith("target\nsteps"))
+    # A setting whose runs have all diverged has no mean.
+    assert {texts[place].split()[0] for texts, _ in found.body} - {"-"} == {"116", "164", "356", "1124"}

@@ -216,7 +216,7 @@ def test_a_metric_beside_the_usual_ones_is_shown_where_it_tells_settings_apart(w
     for i, run in enumerate(runs):
         run.metrics.update({"hessian/trace": 1.0 + i, "hessian/lambda_min": -0.5, "hessian/layer/conv/trace": 1.0 + i})
     report = write_report(write_sweep(runs))
-    assert "hessian trace (loss per squared parameter)" in report.page.settings.header
+    assert "Hessian trace (loss per squared parameter)" in report.page.settings.header
     assert not any("lambda_min" in name or "layer" in name for name in report.page.settings.header)
     columns = pd.read_csv(report.settings_csv).columns
     assert {"hessian/lambda_min", "hessian/layer/conv/trace_high"} <= set(columns)
