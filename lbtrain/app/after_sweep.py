@@ -75,7 +75,8 @@ class CheckedLauncher(Launcher):
             Their results, in order; for a search with the worst value in the place of NaN.
         """
         # By name: the scan for plugins loads the file a second time, which makes another class of the same name.
-        launch = self.inner.launch if type(self.inner).__name__ == LocalLauncher.__name__ else self._launch
+        own = LocalLauncher.__name__ in {kind.__name__ for kind in type(self.inner).__mro__}
+        launch = self.inner.launch if own else self._launch
         returned = launch(job_overrides, initial_job_idx)
         _tell_worst(returned, self.config, initial_job_idx)
         self.results += returned
