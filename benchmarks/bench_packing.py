@@ -33,11 +33,11 @@ from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-from lbtrain.app.job import Job
-from lbtrain.app.jobs import Limits, run_jobs
-from lbtrain.app.needs import Machine
-from lbtrain.app.progress import Progress
-from lbtrain.app.slots import Slots
+from lbtrain.app.sweep.job import Job
+from lbtrain.app.sweep.jobs import Limits, run_jobs
+from lbtrain.app.sweep.needs import Machine
+from lbtrain.app.sweep.progress import Progress
+from lbtrain.app.sweep.slots import Slots
 from lbtrain.records import read_record
 
 ROOT = Path(__file__).parents[1]

@@ -45,8 +45,8 @@ class LocalLauncher(Launcher):
             Their results, in order.
         """
         # Imported here: Hydra loads this file in every application where lbtrain is installed.
-        from lbtrain.app.asked import Asked
-        from lbtrain.app.launcher import launch
+        from lbtrain.app.sweep.asked import Asked
+        from lbtrain.app.sweep.launcher import launch
 
         asked = Asked(*self.arguments)
         compose = self.hydra_context.config_loader.load_sweep_config

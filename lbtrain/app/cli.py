@@ -18,11 +18,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
-from lbtrain.app import after_sweep, launcher, measure, shared_place
+from lbtrain.app import measure, shared_place
 from lbtrain.app.commands import COMMANDS, command, refuse_near_word, usage
 from lbtrain.app.config import redacted
 from lbtrain.app.instantiate import ConfigError, nearest
 from lbtrain.app.own import import_own_modules
+from lbtrain.app.sweep import after_sweep, launcher
 
 # What a shell reports of a program that Ctrl-C has ended.
 _INTERRUPTED = 130

@@ -9,7 +9,7 @@ from typing import Any
 
 from lbtrain._lightning import Callback, LightningModule, Trainer, rank_zero_info
 from lbtrain.app.leftovers import last_checkpoint
-from lbtrain.app.refusals import started_by
+from lbtrain.app.sweep.refusals import started_by
 
 # Lightning's name for what it saves on Slurm's signal; the number grows with each.
 _KEPT = "hpc_ckpt_*.ckpt"

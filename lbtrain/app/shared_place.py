@@ -4,7 +4,7 @@ import os
 import sys
 from datetime import datetime
 
-from lbtrain.app.refusals import started_by
+from lbtrain.app.sweep.refusals import started_by
 
 # Read by hydra.run.dir in conf/train.yaml; each rank alone would take the second in which it happens to start.
 VARIABLE = "LBTRAIN_RUN_DIR"

@@ -21,10 +21,10 @@ from lbtrain.app.evaluate import evaluate, found
 from lbtrain.app.instantiate import instantiate, instantiate_each, validate
 from lbtrain.app.outcome import clear, leave
 from lbtrain.app.pulse import pulses
-from lbtrain.app.refusals import refuse_shared_process
 from lbtrain.app.signatures import suggestion
 from lbtrain.app.spectra import write_spectra
 from lbtrain.app.surroundings import hush, in_one_line, seed_variable
+from lbtrain.app.sweep.refusals import refuse_shared_process
 from lbtrain.app.table import show
 from lbtrain.app.termination import sigterm_ends
 from lbtrain.callbacks.random_state import RandomState

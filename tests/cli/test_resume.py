@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from lbtrain.app.earlier import last_checkpoint
+from lbtrain.app.sweep.earlier import last_checkpoint
 from lbtrain.records import read_record
 from tests.cli.commands import Command, run
 from tests.cli.wandb_file import read

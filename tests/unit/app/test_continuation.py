@@ -12,7 +12,7 @@ from omegaconf import open_dict
 
 from lbtrain._lightning import ModelCheckpoint
 from lbtrain.app import train
-from lbtrain.app.earlier import last_checkpoint
+from lbtrain.app.sweep.earlier import last_checkpoint
 from lbtrain.records import read_record
 
 SMALL = ("data.batch_size=256", "trainer.enable_progress_bar=false", "model=linear", "optimizer=adam", "logger=csv")

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lbtrain.app import leftovers, loggers
-from lbtrain.app.earlier import find_places, fingerprint, forget, last_checkpoint, leave_mark
+from lbtrain.app.sweep.earlier import find_places, fingerprint, forget, last_checkpoint, leave_mark
 from lbtrain.records import RunRecord, write_record
 
 
@@ -258,6 +258,6 @@ def test_fresh_start_forgets_what_it_would_take_over_and_nothing_else(tmp_path):
 
 
 def test_reading_what_is_there_imports_no_torch():
-    code = "import sys, lbtrain.app.earlier; print({'torch', 'lightning', 'pytorch_lightning'} & set(sys.modules))"
+    code = "import sys, lbtrain.app.sweep.earlier; print({'torch', 'lightning'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from lbtrain.app import jobs
-from lbtrain.app.endings import ATTEMPTS, recorded
-from lbtrain.app.groups import signal_group
-from lbtrain.app.interrupts import Interrupts
-from lbtrain.app.job import Job
-from lbtrain.app.jobs import Limits, run_jobs
-from lbtrain.app.needs import Machine, Need
-from lbtrain.app.progress import Progress
-from lbtrain.app.slots import Slots
-from lbtrain.app.worker import MARK
+from lbtrain.app.sweep import jobs
+from lbtrain.app.sweep.endings import ATTEMPTS, recorded
+from lbtrain.app.sweep.groups import signal_group
+from lbtrain.app.sweep.interrupts import Interrupts
+from lbtrain.app.sweep.job import Job
+from lbtrain.app.sweep.jobs import Limits, run_jobs
+from lbtrain.app.sweep.needs import Machine, Need
+from lbtrain.app.sweep.progress import Progress
+from lbtrain.app.sweep.slots import Slots
+from lbtrain.app.sweep.worker import MARK
 from lbtrain.records import RunRecord, read_record, write_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -13,12 +13,12 @@ from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
-from lbtrain.app import claim, launcher
-from lbtrain.app.asked import Asked
-from lbtrain.app.earlier import Place
-from lbtrain.app.job import Job, argv_of, quoted, tasks
-from lbtrain.app.leaks import cleared_environment, leaks
-from lbtrain.app.needs import Machine, Need
+from lbtrain.app.sweep import claim, launcher
+from lbtrain.app.sweep.asked import Asked
+from lbtrain.app.sweep.earlier import Place
+from lbtrain.app.sweep.job import Job, argv_of, quoted, tasks
+from lbtrain.app.sweep.leaks import cleared_environment, leaks
+from lbtrain.app.sweep.needs import Machine, Need
 from lbtrain.records import RunRecord
 
 

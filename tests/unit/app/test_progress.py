@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lbtrain.app import progress as progress_of
-from lbtrain.app.job import PULSE_NAME, Job
-from lbtrain.app.progress import Progress
-from lbtrain.app.view import Beat, Row, read_beat, span, time_left, view
+from lbtrain.app.sweep import progress as progress_of
+from lbtrain.app.sweep.job import PULSE_NAME, Job
+from lbtrain.app.sweep.progress import Progress
+from lbtrain.app.sweep.view import Beat, Row, read_beat, span, time_left, view
 from lbtrain.records import RunRecord
 
 

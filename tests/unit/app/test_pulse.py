@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from lbtrain.app import jobs, pulse
+from lbtrain.app import pulse
 from lbtrain.app.pulse import Pulse, pulses
-from lbtrain.app.view import Beat, read_beat
+from lbtrain.app.sweep import jobs
+from lbtrain.app.sweep.view import Beat, read_beat
 from tests.modules import Plain, digits_like, fit
 
 

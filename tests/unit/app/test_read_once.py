@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from lbtrain.app.read_once import read_once
+from lbtrain.app.sweep.read_once import read_once
 
 OVERRIDES = ["experiment=lr_batch_grid", "optimizer=momentum", "data.batch_size=16"]
 

@@ -7,8 +7,9 @@ import pytest
 from hydra.errors import CompactHydraException
 from torch.distributed import TCPStore
 
-from lbtrain.app import refusals, shared_place
-from lbtrain.app.refusals import devices, ranks_problem, started_by
+from lbtrain.app import shared_place
+from lbtrain.app.sweep import refusals
+from lbtrain.app.sweep.refusals import devices, ranks_problem, started_by
 
 SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "3"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}

@@ -8,14 +8,17 @@ from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from hydra_plugins.lbtrain_launcher import LocalLauncher
-from lbtrain.app import after_sweep
-from lbtrain.app.search import SearchingSweeper, refuse_wrong_way, worst
+from lbtrain.app.sweep import after_sweep
+from lbtrain.app.sweep.search import SearchingSweeper, refuse_wrong_way, worst
+
+# Of the same class name as the other.
+SUBMITIT = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"}
+LOCAL = {"_target_": "hydra_plugins.lbtrain_launcher.LocalLauncher"}
 
 
 def config(objective="val/loss", direction="minimize", **sweeper):
     sweeper = {"direction": direction, **sweeper} if direction else sweeper
-    return OmegaConf.create({"objective": objective, "hydra": {"sweeper": sweeper}})
+    return OmegaConf.create({"objective": objective, "hydra": {"sweeper": sweeper, "launcher": LOCAL}})
 
 
 def returned(value, status=JobStatus.COMPLETED):
@@ -24,9 +27,12 @@ def returned(value, status=JobStatus.COMPLETED):
     return result
 
 
-class Inner(LocalLauncher):
+class Inner(Launcher):
     def __init__(self, *values):
         self.values = values
+
+    def setup(self, **_):
+        pass
 
     def launch(self, job_overrides, initial_job_idx):
         return [v if isinstance(v, JobReturn) else returned(v) for v in self.values]
@@ -105,7 +111,7 @@ class Broken(Launcher):
 def test_what_a_launcher_reports_of_a_dead_job_is_one_line_and_what_to_do(monkeypatch, tmp_path):
     submitit = pytest.importorskip("submitit")
     monkeypatch.setattr(after_sweep, "_check_jobs", lambda *_: None)
-    own = OmegaConf.merge(config(direction=None), {"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    own = OmegaConf.merge(config(direction=None), {"hydra": {"sweep": {"dir": str(tmp_path)}, "launcher": SUBMITIT}})
     lost = submitit.core.utils.UncompletedJobError("Job 7 has not produced any output\nmore")
     with pytest.raises(CompactHydraException, match=rf"(?s)Job 7 has not .*python -m lbtrain.study {tmp_path}") as told:
         after_sweep.CheckedLauncher(Broken(lost), None, own).launch([[]], 0)

@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from lbtrain.app.needs import Machine, Need, gpu_names, need
-from lbtrain.app.slots import Lease, Slots, at_a_time, mask, threads
+from lbtrain.app.sweep.needs import Machine, Need, gpu_names, need
+from lbtrain.app.sweep.slots import Lease, Slots, at_a_time, mask, threads
 
 FOUR = Machine(16, ("0", "1", "2", "3"))
 

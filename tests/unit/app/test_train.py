@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from lbtrain.app import outcome, refusals, table, train
+from lbtrain.app import outcome, table, train
 from lbtrain.app.instantiate import ConfigError
+from lbtrain.app.sweep import refusals
 from lbtrain.app.termination import Terminated, sigterm_ends
 from lbtrain.records import read_record
 

@@ -12,7 +12,7 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lbtrain.app.leftovers import forget, last_checkpoint
-from lbtrain.app.marks import CONFIG_PATH, MARK_NAME, fingerprint, known, leave_mark
+from lbtrain.app.sweep.marks import CONFIG_PATH, MARK_NAME, fingerprint, known, leave_mark
 from lbtrain.records import read_record
 
 __all__ = ["Place", "find_places", "fingerprint", "forget", "last_checkpoint", "leave_mark"]

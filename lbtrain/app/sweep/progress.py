@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from lbtrain.app.job import PULSE_NAME, Job
 from lbtrain.app.names import job_name
-from lbtrain.app.view import Row, read_beat, time_left, view
+from lbtrain.app.sweep.job import PULSE_NAME, Job
+from lbtrain.app.sweep.view import Row, read_beat, time_left, view
 from lbtrain.records import RunRecord
 
 # Seconds between two looks at how far the jobs are.

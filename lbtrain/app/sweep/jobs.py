@@ -9,15 +9,15 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from signal import SIGTERM
 
-from lbtrain.app.earlier import forget, last_checkpoint, leave_mark
-from lbtrain.app.endings import recorded
-from lbtrain.app.groups import kill_group, signal_group
-from lbtrain.app.interrupts import Interrupts
-from lbtrain.app.job import LOG_NAME, PULSE_NAME, Job
-from lbtrain.app.needs import Machine
-from lbtrain.app.progress import Progress
-from lbtrain.app.slots import Lease, Slots, mask
-from lbtrain.app.worker import Order, work
+from lbtrain.app.sweep.earlier import forget, last_checkpoint, leave_mark
+from lbtrain.app.sweep.endings import recorded
+from lbtrain.app.sweep.groups import kill_group, signal_group
+from lbtrain.app.sweep.interrupts import Interrupts
+from lbtrain.app.sweep.job import LOG_NAME, PULSE_NAME, Job
+from lbtrain.app.sweep.needs import Machine
+from lbtrain.app.sweep.progress import Progress
+from lbtrain.app.sweep.slots import Lease, Slots, mask
+from lbtrain.app.sweep.worker import Order, work
 from lbtrain.records import SUMMARY_NAME, RunRecord
 
 # Seconds for a job to end by itself after SIGTERM, and for the ranks of a job that has ended.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lbtrain.app.needs import Kind, Machine, Need
+from lbtrain.app.sweep.needs import Kind, Machine, Need
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
-from lbtrain.app import launcher as local
-from lbtrain.app.precheck import check
-from lbtrain.app.read_once import read_once
-from lbtrain.app.refusals import ranks_problem, refuse_ranks_of_a_sweep
-from lbtrain.app.search import SearchingSweeper, is_search, quiet, refuse_wrong_way, worst
+from lbtrain.app.sweep import launcher as local
+from lbtrain.app.sweep.precheck import check
+from lbtrain.app.sweep.read_once import read_once
+from lbtrain.app.sweep.refusals import ranks_problem, refuse_ranks_of_a_sweep
+from lbtrain.app.sweep.search import SearchingSweeper, is_search, quiet, refuse_wrong_way, worst
 from lbtrain.records import SUMMARY_NAME
 
 _log = logging.getLogger(__name__)
+_LOCAL = f"{LocalLauncher.__module__}.{LocalLauncher.__qualname__}"
 
 
 def watch(plugins: Plugins) -> None:
@@ -74,8 +75,8 @@ class CheckedLauncher(Launcher):
         Returns:
             Their results, in order; for a search with the worst value in the place of NaN.
         """
-        # By name: the scan for plugins loads the file a second time, which makes another class of the same name.
-        own = LocalLauncher.__name__ in {kind.__name__ for kind in type(self.inner).__mro__}
+        # By its name in the config: Hydra's scan makes a second class of the same file, and submitit has one so called.
+        own = self.config.hydra.launcher.get("_target_") == _LOCAL
         launch = self.inner.launch if own else self._launch
         returned = launch(job_overrides, initial_job_idx)
         _tell_worst(returned, self.config, initial_job_idx)

@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lbtrain.app.config import without_secrets
-from lbtrain.app.job import LOG_NAME, Job
 from lbtrain.app.names import job_name
 from lbtrain.app.secrecy import masked
-from lbtrain.app.worker import MARK
+from lbtrain.app.sweep.job import LOG_NAME, Job
+from lbtrain.app.sweep.worker import MARK
 from lbtrain.records import RunRecord, read_record, write_record
 
 # Key of the number of attempts that a job took, where it took more than one.

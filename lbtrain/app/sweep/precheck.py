@@ -10,7 +10,7 @@ from hydra.core.utils import setup_globals
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
-from lbtrain.app.needs import Machine, gpu_names
+from lbtrain.app.sweep.needs import Machine, gpu_names
 
 
 def check(context: BaseContext, configs: Sequence[DictConfig]) -> Machine:

@@ -12,19 +12,19 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lbtrain.app.asked import Asked
-from lbtrain.app.claim import claim
 from lbtrain.app.config import flat, without_secrets
-from lbtrain.app.earlier import Place, find_places, fingerprint
-from lbtrain.app.job import Job, argv_of, tasks
-from lbtrain.app.jobs import Limits, run_jobs
-from lbtrain.app.leaks import cleared_environment
 from lbtrain.app.names import labels
-from lbtrain.app.needs import Machine, need
 from lbtrain.app.own import own_modules
-from lbtrain.app.precheck import check
-from lbtrain.app.progress import Progress
-from lbtrain.app.slots import Slots, at_a_time, threads
+from lbtrain.app.sweep.asked import Asked
+from lbtrain.app.sweep.claim import claim
+from lbtrain.app.sweep.earlier import Place, find_places, fingerprint
+from lbtrain.app.sweep.job import Job, argv_of, tasks
+from lbtrain.app.sweep.jobs import Limits, run_jobs
+from lbtrain.app.sweep.leaks import cleared_environment
+from lbtrain.app.sweep.needs import Machine, need
+from lbtrain.app.sweep.precheck import check
+from lbtrain.app.sweep.progress import Progress
+from lbtrain.app.sweep.slots import Slots, at_a_time, threads
 from lbtrain.records import RunRecord, read_record
 
 # A job of a small study takes about 1 GB; more at a time than this is for machines that the user knows.

@@ -9,7 +9,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lbtrain.app.names import QUIET
-from lbtrain.app.needs import Need
+from lbtrain.app.sweep.needs import Need
 from lbtrain.records import Scalar
 
 LOG_NAME = "out.log"
