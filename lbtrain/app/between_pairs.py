@@ -90,7 +90,12 @@ def pairs_in(sweep: Path) -> list[Pair]:
     """
     if not sweep.is_dir():
         raise ConfigError(f"{sweep} is not a folder: give that of a sweep, such as multirun/DATE/TIME")
-    runs = [run for run in _runs(sweep) if run.batch is not None]
+    finished = list(_runs(sweep))
+    runs = [run for run in finished if run.batch is not None]
+    count = len(_summaries(sweep))
+    if count and not finished:
+        none = f"none of its {count} runs has" if count > 1 else "its one run has not"
+        raise ConfigError(f"{sweep}: {none} finished; lbtrain report {sweep} says why")
     if not runs:
         raise ConfigError(f"{sweep} holds no finished run whose batch size is known: give the folder of a sweep")
     found = [(group[0], group[-1]) for group in _groups(runs) if group[0].batch != group[-1].batch]
@@ -152,13 +157,17 @@ def run_at(folder: Path, name: str) -> RunAt:
 
 def _runs(sweep: Path) -> Iterator[RunAt]:
     """Yield the finished runs of a sweep; those that failed or left no readable summary are named by the report."""
-    for path in sorted([*sweep.glob(f"*/{SUMMARY_NAME}"), *sweep.glob(f"*/*/{SUMMARY_NAME}")]):
+    for path in _summaries(sweep):
         try:
             record = read_record(path.parent)
         except ValueError:
             continue
         if record is not None and record.status == "finished":
             yield RunAt(path.parent, path.parent.relative_to(sweep).as_posix(), record)
+
+
+def _summaries(sweep: Path) -> list[Path]:
+    return sorted([*sweep.glob(f"*/{SUMMARY_NAME}"), *sweep.glob(f"*/*/{SUMMARY_NAME}")])
 
 
 def _groups(runs: Iterable[RunAt]) -> Iterator[list[RunAt]]:

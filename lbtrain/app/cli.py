@@ -19,11 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
 from lbtrain.app import measure, shared_place
-from lbtrain.app.commands import COMMANDS, command, refuse_near_word, usage
+from lbtrain.app.commands import COMMANDS, command, refuse_unknown_word, usage
 from lbtrain.app.config import redacted
 from lbtrain.app.instantiate import ConfigError, nearest
 from lbtrain.app.own import import_own_modules
-from lbtrain.app.sweep import after_sweep, launcher
+from lbtrain.app.reader import may_stop_reading
+from lbtrain.app.sweep import after_sweep, claim, interrupts, launcher
 
 # What a shell reports of a program that Ctrl-C has ended.
 _INTERRUPTED = 130
@@ -106,26 +107,34 @@ def main() -> None:
     It exits with code 1 when something failed, and 130 after Ctrl-C. A first word of `commands.COMMANDS`, such as
     `measure` or `report`, trains nothing and has its own exit codes: 2 if it cannot read the command line.
     """
+    interrupted = False
+    with may_stop_reading(), _hints():
+        try:
+            _prepare()
+            if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+                sys.exit(command(sys.argv[1])(sys.argv[2:]))
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(usage())
+            run()
+        except KeyboardInterrupt as stop:
+            interrupts.ignore()  # people press it more than once
+            interrupted = True
+            print(stop if isinstance(stop, interrupts.SweepInterrupted) else "interrupted", file=sys.stderr)
+            sys.exit(_INTERRUPTED)
+        finally:
+            claim.remove_unused()
+            launcher.show_last_sweep(interrupted)
+
+
+def _prepare() -> None:
     # Hydra finds plugins of a wheel by itself, but not those of an editable install.
     Plugins.instance().register(LocalLauncher)
     after_sweep.watch(Plugins.instance())
     # The console script looks beside itself for modules, not where the user is.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    refuse_near_word(sys.argv[1:2])
+    refuse_unknown_word(sys.argv[1:2])
     shared_place.agree()
-    with _hints():
-        try:
-            if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-                sys.exit(command(sys.argv[1])(sys.argv[2:]))
-            if {"-h", "--help"} & set(sys.argv[1:]):
-                print(usage())
-            run()
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(_INTERRUPTED)
-        finally:
-            launcher.show_last_sweep()
 
 
 def _described(error: Exception, cfg: DictConfig) -> str:

@@ -41,7 +41,7 @@ def report(words: Sequence[str]) -> int:
     """
     from lbtrain.study.__main__ import main
 
-    return main(words)
+    return main(words, prog="lbtrain report")
 
 
 def usage() -> str:
@@ -55,13 +55,21 @@ def usage() -> str:
     return "\n".join([start, *lines])
 
 
-def refuse_near_word(words: Sequence[str]) -> None:
-    """End with code 2 where the first word is a mistyped command.
+def refuse_unknown_word(words: Sequence[str]) -> None:
+    """End with code 2 where the first word is neither a command nor an override or a flag of Hydra.
 
     Args:
         words: The command line.
     """
-    near = nearest(words[0], COMMANDS) if words and "=" not in words[0] and not words[0].startswith("-") else None
-    if near and words[0] not in COMMANDS:
+    if not words or words[0] in COMMANDS or "=" in words[0] or words[0].startswith(("-", "~", "+")):
+        return
+    near = nearest(words[0], COMMANDS)
+    if near:
         print(f"lbtrain: there is no command {words[0]!r}. Did you mean {near!r}?", file=sys.stderr)
-        sys.exit(2)
+    else:
+        print(
+            f"lbtrain: {words[0]!r} is no command and no key=value; commands are: {', '.join(COMMANDS)}; "
+            "lbtrain --help lists the settings",
+            file=sys.stderr,
+        )
+    sys.exit(2)

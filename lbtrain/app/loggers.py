@@ -85,6 +85,8 @@ def wandb_logger(
             resume="allow",
             settings=wandb.Settings(console="off", quiet=True, base_url=url),
         )
+    if mode == "disabled":
+        return DeclaringLogger(experiment=run, save_dir=save_dir)  # no run that could be found again
     known = {"id": run.id, "group": run.group or None, "project": run.project, "entity": run.entity or None}
     replace_file(Path(save_dir) / RUN_NAME, f"{json.dumps(known)}\n".encode())
     return DeclaringLogger(experiment=run, save_dir=save_dir)
@@ -131,7 +133,9 @@ def _mode(offline: bool | None, url: str) -> str:
 
 def _kept_id(directory: Path) -> str:
     file = directory / ID_NAME
-    if not file.exists():
+    kept = file.read_text().strip() if file.exists() else ""
+    if not kept:
         directory.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4))
-    return file.read_text().strip()
+        kept = secrets.token_hex(4)
+        replace_file(file, kept.encode())
+    return kept

@@ -22,6 +22,7 @@ from lbtrain.app.checkpoint import key_of
 from lbtrain.app.config import without_secrets
 from lbtrain.app.evaluate import evaluate, found
 from lbtrain.app.instantiate import ConfigError, instantiate, instantiate_each, validate
+from lbtrain.app.loggers import wandb_logger
 from lbtrain.app.measure import Line
 from lbtrain.app.measure_reading import Reading, explained
 from lbtrain.app.measure_record import clear, leave
@@ -56,6 +57,7 @@ def measure(cfg: DictConfig, line: Line) -> dict[str, float | str]:
     _choose(cfg, line)
     if not any(key_of(override).startswith("logger") for override in line.given):
         cfg.logger = {}  # those of the run belong to the run
+    _name_kind(cfg, line)
     validate(cfg)
     directory = Path(HydraConfig.get().runtime.output_dir)
     clear(directory)
@@ -136,6 +138,16 @@ def _choose(cfg: DictConfig, line: Line) -> None:
             text = (importlib.resources.files("lbtrain.conf") / "callbacks" / f"{name}.yaml").read_text()
             cfg.callbacks[name] = OmegaConf.create(text)[name]
     rank_zero_info(f"the config has no callback that measures: measuring with {' and '.join(_DEFAULT)}")
+
+
+def _name_kind(cfg: DictConfig, line: Line) -> None:
+    """Tell wandb that this is no training, unless the user has named the kind of the run."""
+    given = {key_of(override) for override in line.given}
+    for name, node in (cfg.logger or {}).items():
+        is_default = f"logger.{name}.job_type" not in given and node.get("job_type", "train") == "train"
+        if is_default and _target(node) is wandb_logger:
+            with open_dict(node):
+                node.job_type = "measure"
 
 
 def _target(node: Any) -> Any:

@@ -53,8 +53,10 @@ def labels(job_overrides: Sequence[Sequence[str]]) -> list[str]:
         job_overrides: The overrides of each job.
 
     Returns:
-        One text per job; `run` where nothing sets it apart.
+        One text per job; `run` where nothing sets it apart, and the name of a job that is alone.
     """
+    if len(job_overrides) == 1:
+        return [job_name(job_overrides[0])]
     jobs = [dict(override.partition("=")[::2] for override in without_secrets(own)) for own in job_overrides]
     shared = set.intersection(*(set(job.items()) for job in jobs))
     lists = [{k: set(v[1:-1].split(",")) for k, v in job.items() if v.startswith("[")} for job in jobs]

@@ -22,17 +22,17 @@ def main(words: Sequence[str]) -> int:
         words: The command line after `sync`.
 
     Returns:
-        Exit code: 0 when nothing is left to upload, or with `--dry-run`; 1 when something was not uploaded; 2 when the
-        command line cannot be followed.
+        Exit code: 0 when all that could be uploaded is, or with `--dry-run`; 1 when something was not uploaded, or all
+        that is left is still being written; 2 when the command line cannot be followed.
     """
     options = _parser().parse_args(words)
     try:
-        url, runs = server(options.base_url), _left(options.folders)
+        url, (runs, waiting) = server(options.base_url), _left(options.folders)
     except ValueError as error:
         print(f"lbtrain sync: {error}", file=sys.stderr)
         return _WRONG_USE
     if not runs:
-        return 0
+        return _FAILED if waiting and not options.dry_run else 0
     _announce(runs, url, options)
     if options.dry_run:
         print("nothing was uploaded: --dry-run")
@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _left(folders: Sequence[Path]) -> list[OfflineRun]:
-    """Return what is to be uploaded, and say of the other runs why they are not.
+def _left(folders: Sequence[Path]) -> tuple[list[OfflineRun], int]:
+    """Return what is to be uploaded, and how many runs are still being written; say why the others are left out.
 
     Raises:
         ValueError: If a folder is not there or holds no run of wandb.
@@ -94,9 +94,10 @@ def _left(folders: Sequence[Path]) -> list[OfflineRun]:
         found |= {session.folder.resolve(): session for session in sessions}
         online += len(others)
     synced = [session for session in found.values() if session.is_synced]
-    still = [session for session in found.values() if session.is_open() and not session.is_synced]
-    empty = [session for session in found.values() if session.is_empty and session not in (*synced, *still)]
-    left = [session for session in found.values() if session not in (*synced, *still, *empty)]
+    still = _still_written(list(found.values()))
+    held = {session.id for session in still}
+    rest = [session for session in found.values() if not session.is_synced and session.id not in held]
+    empty, left = [session for session in rest if session.is_empty], [s for s in rest if not s.is_empty]
     if online:
         print(f"{_counted(online)} uploaded while it ran: left out")
     if synced:
@@ -105,10 +106,23 @@ def _left(folders: Sequence[Path]) -> list[OfflineRun]:
         print(f"{session.folder}: a job seems to write to it still: left out; repeat this command when it has ended")
     for session in empty:
         print(f"{session.folder}: its job was killed before wandb wrote anything: left out")
-    if not left:
+    if not left and held:
+        verb = "is" if len(held) == 1 else "are"
+        print(f"nothing can be uploaded yet: {_counted(len(held))} {verb} still being written")
+    elif not left:
         print("nothing is left to upload")
-    # The sessions of a resumed run in their order, as wandb wants them: the names of the folders begin with the time.
-    return sorted(left, key=lambda session: session.folder.name)
+    # The sessions of a resumed run in their order, as wandb wants them.
+    return sorted(left, key=_began), len(held)
+
+
+def _began(session: OfflineRun) -> str:
+    return session.folder.name  # begins with the time
+
+
+def _still_written(sessions: Sequence[OfflineRun]) -> list[OfflineRun]:
+    """Return the sessions that a job seems to write to: the newest of its run at most, since a job goes on in one."""
+    newest = {session.id: session for session in sorted(sessions, key=_began)}
+    return [session for session in newest.values() if session.is_open() and not session.is_synced]
 
 
 def _announce(runs: Sequence[OfflineRun], url: str, options: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ from lbtrain.study.load import NoRunsError
 from lbtrain.study.report import Report, write_report
 from lbtrain.study.terminal import print_report
 
+_PROGRAM = "python -m lbtrain.study"
+
 
 def show(sweep_dir: str | Path) -> None:
     """Build the report of a sweep and print the comparison; the launcher calls this at the end of a sweep.
@@ -23,17 +25,18 @@ def show(sweep_dir: str | Path) -> None:
     print_report(write_report(sweep_dir))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = _PROGRAM) -> int:
     """Rebuild the report of a sweep and print the comparison.
 
     Args:
         arguments: Words of the command line; those of the process when None.
+        prog: What the command was called by, for its usage and its errors.
 
     Returns:
         Exit code: 0 when the report was written (also of failed runs), 2 when there is nothing to report, 1 when
-        only W&B could not be reached.
+        only W&B could not be reached, or its file not be written.
     """
-    parser = _parser()
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     if options.wandb_dry_run and not options.wandb:
         parser.error("--wandb-dry-run needs --wandb ENTITY/PROJECT, where the report would go")
@@ -46,11 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _publish(report, options.sweep_dir, options.wandb, options.wandb_dry_run) if options.wandb else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lbtrain.study", description="Compare the runs of a sweep.")
-    parser.add_argument(
-        "sweep_dir", nargs="+", type=Path, help="folder of a sweep or of one run; several are put together"
-    )
+def _parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Compare the runs of a sweep.")
+    about = "folder of a sweep or of one run; several are put together"
+    parser.add_argument("sweep_dir", nargs="+", type=Path, metavar="SWEEP_DIR", help=about)
     parser.add_argument("--out", type=Path, help="where to write the report (default: the first folder)")
     parser.add_argument(
         "--baseline",
@@ -91,6 +93,10 @@ def _publish(report: Report, folders: Sequence[Path], place: tuple[str, str], fi
             print(f"W&B report, not published: {file}")
     except wandb_report.PublishError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = "W&B report" if file is None else f"--wandb-dry-run: {file} cannot be written"
+        print(f"{where}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 

@@ -58,7 +58,7 @@ def baselines(everything: Sequence[Condition], asked: str | None = None) -> Base
     return Baselines(
         _others(chosen),
         f"The baseline is {how} (no SAM, fixed rate, smallest batch, where there are such): "
-        f"{_words(chosen, everything)}. Another one: --baseline 'batch=16'.",
+        f"{_words(chosen, everything)}.{_another(everything, set(chosen.values()))}",
     )
 
 
@@ -100,6 +100,16 @@ def _fitting(everything: Sequence[Condition], asked: str) -> list[Condition]:
                 f"--baseline: no setting has {name}={value} beside what is named before; {name} is {some}"
             )
     return fitting
+
+
+def _another(everything: Sequence[Condition], taken: set[Condition]) -> str:
+    # By an axis that tells another setting from every baseline; the batch first, as the one most studied.
+    others = sorted(set(everything) - taken, key=Condition.order)
+    pairs = [pair for key in others for pair in axes_of(key).items()]
+    for name, value in sorted(pairs, key=lambda pair: pair[0] != "batch"):
+        if all(axes_of(base).get(name) != value for base in taken):
+            return f" Another one: --baseline '{name}={value}'."
+    return ""
 
 
 def _words(chosen: Mapping[Condition, Condition], everything: Sequence[Condition]) -> str:

@@ -8,7 +8,7 @@ from lbtrain.study.axes import bounds, capital, words
 from lbtrain.study.conditions import Cell
 from lbtrain.study.estimates import digits
 from lbtrain.study.families import Family, families
-from lbtrain.study.series import Line, Panel, Plot, Point, colours, is_drawn, kept, line_label
+from lbtrain.study.series import Line, Panel, Plot, Point, colours, is_drawn, kept, line_label, with_variant
 
 # Of metrics that measures have beside their value; callbacks/_sharpness_choice.py has them, too.
 _BESIDE = ("_stderr", "_batch_stderr", "_corner", "_residual")
@@ -67,7 +67,7 @@ def _by_rate(groups: list[Family], metric: str, name: str, title: str, unit: str
     panels, looks = [], colours(groups)
     for family in groups:
         lines = [
-            _line(line_label(rate, variant), looks[variant], rate == "fixed", points, metric)
+            _line(line_label(rate, variant, looks), looks[variant], rate == "fixed", points, metric)
             for rate in family.rates
             for variant in family.variants
             if (points := family.line(rate, variant))
@@ -82,7 +82,9 @@ def _losses(groups: list[Family], scaled: bool) -> tuple[Panel, ...]:
         for rate in family.rates:
             if (rate != "fixed") is scaled:
                 lines = [
-                    _line(f"{stage}, {variant.legend}", looks[variant], stage == "train", points, f"{stage}/loss")
+                    _line(
+                        with_variant(stage, variant, looks), looks[variant], stage == "train", points, f"{stage}/loss"
+                    )
                     for stage in ("train", "test")
                     for variant in family.variants
                     if (points := family.line(rate, variant))

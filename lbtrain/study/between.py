@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from lbtrain.study.estimates import Change, Estimate, digits, mean_over_seeds, plain, ratio
 from lbtrain.study.methods import is_number
+from lbtrain.study.ranges import BANDS_CUT, Range, value_range
 
 FOLDER = "between"
 CURVES = ("train_loss", "test_loss", "train_acc", "test_acc")
@@ -68,6 +69,30 @@ class Between:
         """
         return self.curves[key][int(np.argmin(np.abs(np.asarray(self.alpha) - place)))]
 
+    def range(self, kind: str) -> Range | None:
+        """Choose the vertical axis of a panel.
+
+        Args:
+            kind: `loss` or `acc`.
+
+        Returns:
+            Its ends; None where nothing is finite.
+        """
+        values = self._values(kind)
+        if not values:
+            return None
+        if kind == "loss":
+            return value_range(values, room=1.5)
+        return replace(value_range(values, room=1.02, bounds=(0.0, 1.0)), log=False)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a band leaves its panel."""
+        return any(ends.cuts(self._values(kind)) for kind in ("loss", "acc") if (ends := self.range(kind)))
+
+    def _values(self, kind: str) -> list[Estimate]:
+        return [e for key, curve in self.curves.items() if key.endswith(kind) for e in curve if e]
+
 
 def between(folders: Sequence[Path]) -> tuple[list[Between], list[str]]:
     """Collect what was measured between solutions.
@@ -109,7 +134,8 @@ def between_alt(title: str, found: Sequence[Between]) -> str:
         peak, place = max(inner) if inner else (math.nan, math.nan)
         text = f"{line.network}, from {line.ends[0]} (0) to {line.ends[1]} (1): {', '.join(told)}; highest train loss"
         parts.append(f"{text} between them {digits(peak)} at {place:.2f}")
-    return f"{title}. {'. '.join(parts)}."
+    cut = f" {BANDS_CUT}." if any(line.is_cut for line in found) else ""
+    return f"{title}. {'. '.join(parts)}.{cut}"
 
 
 def _at(line: Between, key: str, end: float) -> str:

@@ -9,7 +9,7 @@ from lbtrain.study.estimates import Estimate, digits, mean_over_seeds
 from lbtrain.study.families import Family, families
 from lbtrain.study.methods import Variant
 from lbtrain.study.rates import rate_settings
-from lbtrain.study.series import Line, Panel, Plot, Point, colours, is_drawn, kept, line_label
+from lbtrain.study.series import Line, Panel, Plot, Point, colours, is_drawn, kept, line_label, with_variant
 
 _SECTION = "Cost"
 # A fit of the same number of epochs in all runs says nothing that the time of an epoch does not.
@@ -56,7 +56,7 @@ def _times(groups: list[Family], metric: str, rates: set[str]) -> Plot:
         Panel(
             label,
             tuple(
-                Line(variant.legend, look, False, points)
+                Line(with_variant("", variant, looks), look, False, points)
                 for variant, look in looks.items()
                 if (points := _points(same, variant, metric))
             ),
@@ -125,7 +125,7 @@ def _ratios_of_several(groups: list[Family], metric: str) -> tuple[Panel, ...]:
     panels = []
     for family in groups:
         lines = [
-            Line(line_label(rate, variant), looks[variant], rate == "fixed", points)
+            Line(line_label(rate, variant, looks), looks[variant], rate == "fixed", points)
             for rate in family.rates
             for variant in family.variants
             if (points := _ratios(family, rate, variant, metric))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from lbtrain.study.axes import bounds
 from lbtrain.study.conditions import Cell, Condition, cells
 from lbtrain.study.estimates import Estimate, digits, mean_over_seeds, plain
 from lbtrain.study.histories import by_epoch, history
+from lbtrain.study.ranges import BANDS_CUT, Range, value_range
 from lbtrain.study.rates import rate_settings
 
 MAX_SETTINGS = 12  # more curves than this in a figure are not told apart
@@ -134,6 +136,18 @@ def alike(pairs: Sequence[Likeness]) -> list[list[str]]:
     return groups
 
 
+def curves_range(panels: Sequence[CurvePanel]) -> Range:
+    """Choose the vertical axis, which all panels share.
+
+    Args:
+        panels: At least one; all of one metric.
+
+    Returns:
+        Its ends: the means first, then the bands as far as they leave the means legible.
+    """
+    return value_range(_estimates(panels), room=1.3, bounds=bounds(panels[0].metric))
+
+
 def curves_alt(title: str, panels: Sequence[CurvePanel]) -> str:
     """Put the figure into words.
 
@@ -152,7 +166,12 @@ def curves_alt(title: str, panels: Sequence[CurvePanel]) -> str:
             first, last = (digits(curve.points[epoch].mean) for epoch in (epochs[0], epochs[-1]))
             text = f"{where}{curve.label}: {first} after epoch {epochs[0]}, {last} after {epochs[-1]}"
             parts.append(text[:1].upper() + text[1:])
-    return f"{title}. {'. '.join(parts)}."
+    cut = f" {BANDS_CUT}." if curves_range(panels).cuts(_estimates(panels)) else ""
+    return f"{title}. {'. '.join(parts)}.{cut}"
+
+
+def _estimates(panels: Sequence[CurvePanel]) -> list[Estimate]:
+    return [value for panel in panels for curve in panel.curves for value in curve.points.values()]
 
 
 def _names(table: pd.DataFrame, everything: list[Condition]) -> dict[Condition, str]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lbtrain.study.between import Between
 from lbtrain.study.drawing import COLOURS, MARKERS, THIN, legend, panel_title, stacked
-from lbtrain.study.scales import log_ticks
+from lbtrain.study.scales import value_axis
 
 _LOOKS = {"train": ("-", 0), "test": ("--", 1)}
 
@@ -35,11 +35,10 @@ def draw_between(title: str, lines: Sequence[Between]) -> Figure:
         panel_title(top, f"{line.network}\n0: {line.ends[0]}, 1: {line.ends[1]}")
         top.set_ylabel("loss")
         bottom.set_ylabel("accuracy")
-        values = [e.mean for key in ("train_loss", "test_loss") for e in line.curves[key] if e]
-        if values and 0 < 10 * min(values) < max(values):
-            log_ticks(top, narrow=max(values) < 100 * min(values))
-            top.set_ylim(min(values) / 1.5, max(values) * 1.5)
-        bottom.set_ylim(None, 1.02)
+        for axes, kind in ((top, "loss"), (bottom, "acc")):
+            ends = line.range(kind)
+            if ends is not None:
+                value_axis(axes, ends)
     below[-1].set_xlabel("place on the line")
     legend(figure, entries)
     return figure

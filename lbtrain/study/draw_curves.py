@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lbtrain.study.axes import words
-from lbtrain.study.curves import CurvePanel
+from lbtrain.study.curves import CurvePanel, curves_range
 from lbtrain.study.drawing import COLOURS, MARKERS, legend, panel_title, stacked
 from lbtrain.study.estimates import plain
-from lbtrain.study.scales import log_ticks
+from lbtrain.study.scales import value_axis
 
 _DASHES = ("-", "--", "-.", ":")
 
@@ -51,10 +51,7 @@ def draw_curves(title: str, panels: Sequence[CurvePanel]) -> Figure:
         if panel.batch is not None:
             panel_title(axes, f"batch {plain(panel.batch)}")
         axes.set_ylabel(words(panel.metric))
-    values = [e.mean for panel in panels for curve in panel.curves for e in curve.points.values()]
-    if 0 < 5 * min(values) < max(values):
-        log_ticks(below[0], narrow=max(values) < 100 * min(values))
-        below[0].set_ylim(min(values) / 1.3, max(values) * 1.3)
+    value_axis(below[0], curves_range(panels))
     below[0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
     below[-1].set_xlabel("epoch")
     legend(figure, entries)

@@ -36,7 +36,7 @@ def draw_plot(plot: Plot) -> Figure:
     Returns:
         The figure.
     """
-    labels = {line.label for panel in plot.panels for line in panel.lines}
+    labels = {line.label for panel in plot.panels for line in panel.lines if line.label}
     figure, below = stacked(len(plot.panels), labels, plot.title)
     entries: dict[str, Line2D] = {}
     points = [point for panel in plot.panels for line in panel.lines for point in line.points]
@@ -56,7 +56,7 @@ def draw_plot(plot: Plot) -> Figure:
     batch_axis(below[0], [point.batch for point in points])
     value_axis(below[0], plot.range)
     below[-1].set_xlabel("global batch size")
-    legend(figure, entries)
+    legend(figure, {label: entry for label, entry in entries.items() if label})
     return figure
 
 

@@ -15,6 +15,7 @@ FOREIGN_HYDRA = "written by another program with Hydra: its config has no model 
 WANDB = "files of Weights & Biases"
 CLOSED = "may not be read"
 _RUN = "run"
+_MARK = "job.json"  # of the launcher, on the directory of a job that it started
 _OURS = ("figures", "between", "checkpoints")  # what lbtrain itself puts beside or into runs
 # A record that lacks some fields is a damaged one of lbtrain; with fewer than half of these it is somebody else's.
 _FIELDS = ("status", "error", "overrides", "config", "metrics", "versions", "started", "duration_s")
@@ -126,11 +127,12 @@ def _subfolders(path: Path) -> list[Path] | None:
 def _kind(path: Path) -> str:
     """Return `_RUN`, or why the folder is none; an empty text where what is below it must tell."""
     try:
-        if (path / SUMMARY_NAME).is_file():
-            return FOREIGN_SUMMARY if _is_foreign(path / SUMMARY_NAME) else _RUN
+        marked = (path / _MARK).is_file()
+        if (path / SUMMARY_NAME).is_file():  # below the mark a strange one is damaged
+            return _RUN if marked or not _is_foreign(path / SUMMARY_NAME) else FOREIGN_SUMMARY
         if (path / ".hydra").is_dir():
             return FOREIGN_HYDRA if _is_other_app(path / ".hydra" / "config.yaml") else _RUN
-        if (path / "job.json").is_file():  # the launcher's mark on the directory of a job that it started
+        if marked:
             return _RUN
         names = ("wandb", "offline-run-", "latest-run")
         return WANDB if path.name.startswith(names) or (path / "wandb-summary.json").is_file() else ""

@@ -146,6 +146,11 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
         "Batch size is global: per device x devices x accumulation. Loss is per sample. The fixed rate stays as "
         "tuned, a scaled one follows the batch.",
     ]
+    if any(len(cell.runs) in {2, 3} for cell in cells(table).values()):
+        found.append(
+            "An interval over 2 or 3 seeds may reach beyond what is possible, such as an accuracy above 1: Student's t "
+            "multiplies the standard error by 12.7 or 4.3 there, and knows of no bounds. More seeds narrow it."
+        )
     if len({variant.method for variant in variants if variant.rho}) > 1:
         found.append(
             "Rho has the unit of its method: parameter norm for most, relative change of the weights for ASAM, change "

@@ -7,6 +7,7 @@ from lbtrain.study.estimates import Estimate
 
 # Two seeds have intervals of 12.7 standard errors: an axis that held them all would show nothing else.
 CUT = "Error bars that end outside of the figure are cut off at its edge"
+BANDS_CUT = CUT.replace("Error bars", "Bands")
 
 
 @dataclass(frozen=True)

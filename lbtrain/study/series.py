@@ -1,5 +1,6 @@
 """What a figure against the batch size shows, as numbers: plots of panels of lines of points."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lbtrain.study.estimates import Estimate, digits, plain
@@ -32,7 +33,7 @@ class Line:
     """A metric along the batch axis.
 
     Args:
-        label: Words of the legend.
+        label: Words of the legend; empty where there is nothing to tell.
         colour: Index of the colour and of the marker.
         dashed: Whether the line is dashed.
         points: From the smallest batch to the largest.
@@ -94,7 +95,8 @@ class Plot:
     def alt(self) -> str:
         """The figure in words, for those who do not see it."""
         parts = [
-            f"{panel.title.splitlines()[0]}, {line.label}: {', '.join(map(str, line.points))}"
+            f"{', '.join([panel.title.splitlines()[0], line.label][: 1 + bool(line.label)])}: "
+            f"{', '.join(map(str, line.points))}"
             for panel in self.panels
             for line in panel.lines
         ]
@@ -127,17 +129,33 @@ def colours(groups: list[Family]) -> dict[Variant, int]:
     return {variant: i for i, variant in enumerate(sorted(everything, key=Variant.order))}
 
 
-def line_label(rate: str, variant: Variant) -> str:
+def line_label(rate: str, variant: Variant, of: Collection[Variant]) -> str:
     """Name a line in the legend.
 
     Args:
         rate: As in `Family.rates`.
         variant: As in `Family.variants`.
+        of: All variants of the figure; where none has a method, no word is lost on that.
 
     Returns:
         Such as "scaled rate, SAM 0.05".
     """
-    return f"{'scaled' if rate != 'fixed' else 'fixed'} rate, {variant.legend}"
+    return with_variant(f"{'scaled' if rate != 'fixed' else 'fixed'} rate", variant, of)
+
+
+def with_variant(words: str, variant: Variant, of: Collection[Variant]) -> str:
+    """Add a variant to the words of a line.
+
+    Args:
+        words: Such as "train"; may be empty.
+        variant: Of the line.
+        of: All variants of the figure.
+
+    Returns:
+        Such as "train, no SAM"; the words alone where no variant has a method.
+    """
+    named = any(other.method for other in of)
+    return ", ".join([*([words] if words else []), *([variant.legend] if named else [])])
 
 
 def kept(panels: list[Panel]) -> tuple[Panel, ...]:

@@ -9,10 +9,9 @@ import pandas as pd
 from lbtrain.study.load import ARGUMENT, CONFIG
 from lbtrain.study.methods import members
 from lbtrain.study.once import once
+from lbtrain.study.settled import given, settled
 
 Row: TypeAlias = dict[str, Any]
-
-_AXES = ("optimizer", "rate", "batch", "method", "rho", "seed")
 
 # Where a run writes, and what a logger calls it, differ from run to run and change no number.
 _PLACES = ("dirpath", "save_dir", "root_dir", "default_root_dir", "log_dir", "ckpt_path", "filename", "tags", "notes")
@@ -80,13 +79,14 @@ def other_keys(table: pd.DataFrame) -> list[str]:
         callback of a method is the method's own, see `method_options`.
     """
     recorded = _recorded(table)
-    nodes = [method_nodes(row) for row in recorded]
+    nodes, asked = [method_nodes(row) for row in recorded], given(recorded)
     return [
         key
         for key in varying(table)
-        if not _settled(
+        if not settled(
             recorded,
             [None if below(key, own) else row.get(CONFIG + key) for row, own in zip(recorded, nodes, strict=True)],
+            key in asked,
         )
     ]
 
@@ -106,7 +106,8 @@ def method_options(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
     found = {}
     for method in sorted({row["method"] for row in recorded if row["method"]}):
         own = [row for row in recorded if row["method"] == method]
-        options = [key for key in names if not _settled(own, [row.get(key) for row in own])]
+        asked = {ARGUMENT + key.rpartition(".")[2] for key in given(own) if key.startswith("callbacks.")}
+        options = [key for key in names if not settled(own, [row.get(key) for row in own], key in asked)]
         if options:
             found[method] = tuple(key.removeprefix(ARGUMENT) for key in options)
     return found
@@ -175,14 +176,6 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _recorded(table: pd.DataFrame) -> list[Row]:
     return [row for row in rows(table) if row["status"] in {"finished", "failed"}]
-
-
-def _settled(recorded: Sequence[Row], values: Sequence[Any]) -> bool:
-    # Whether runs that share the axes share the value.
-    found: dict[tuple[Any, ...], set[str]] = {}
-    for row, value in zip(recorded, values, strict=True):
-        found.setdefault(tuple(row[name] for name in _AXES), set()).add(repr(value))
-    return all(len(different) == 1 for different in found.values())
 
 
 def _settled_by_class(key: str, values: dict[str, tuple[str, ...]]) -> bool:

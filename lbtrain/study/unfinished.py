@@ -5,6 +5,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+# What the launcher adds to each job, as in lbtrain/app/names.py, which this room does not import.
+_QUIET = "trainer.enable_progress_bar=false"
+
 
 def asked(folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Read what a run without a record was asked to do from the files that Hydra writes first.
@@ -13,8 +16,8 @@ def asked(folder: Path) -> tuple[list[str], dict[str, Any]]:
         folder: Folder of the run.
 
     Returns:
-        Its overrides and its flat config, both empty where the files are absent or half written; without values that
-        only the running job could work out.
+        Its overrides, without what the launcher adds, and its flat config; both empty where the files are absent or
+        half written. Values that only the running job could work out are left out.
     """
     try:
         overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
@@ -23,7 +26,8 @@ def asked(folder: Path) -> tuple[list[str], dict[str, Any]]:
         return [], {}
     flat: dict[str, Any] = {}
     _flatten(config, "", flat)
-    return [str(override) for override in overrides] if isinstance(overrides, list) else [], flat
+    asked_for = map(str, overrides) if isinstance(overrides, list) else ()
+    return [override for override in asked_for if override != _QUIET], flat
 
 
 def _flatten(node: Any, prefix: str, flat: dict[str, Any]) -> None:

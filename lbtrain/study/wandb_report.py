@@ -15,7 +15,7 @@ from lbtrain.study.wandb_panels import panels, pinned
 
 # Beside the results of a run with wandb: its identity, and the group that wandb has it in.
 RUN_NAME = "wandb_run.json"
-_INSTALL = "the W&B report needs the package wandb-workspaces: pip install wandb-workspaces"
+_INSTALL = "the W&B report needs the package wandb-workspaces: pip install 'lbtrain[wandb-report]'"
 _LONGEST_TITLE = 128  # letters, wandb's limit
 
 

@@ -43,12 +43,26 @@ def test_a_signal_ends_jobs_and_their_ranks_and_says_so(number, code, said, plan
         assert command.wait_alone() == []
     assert done.code == code
     assert "Traceback" not in done.err
-    assert said in done.err
     record = read_record(planted.directory / "sweep" / "0")
     assert record.status == "failed"
     assert record.error.startswith("the sweep was interrupted before the run was complete")
+    sweep = planted.directory / "sweep"
+    assert f"{said}: 0 of 2 runs finished; to go on, repeat the command with hydra.sweep.dir={sweep}\n" in done.err
     assert not (planted.directory / "sweep" / "1").exists()
     assert (planted.directory / "sweep" / "report.html").is_file()
+
+
+def test_ctrl_c_while_torch_is_imported_ends_the_sweep_in_one_line_however_often_it_is_pressed(tmp_path):
+    with Command(["-m", "seed=0,1"], tmp_path) as command:
+        # The command, what tracks its resources, and the server from which jobs are forked.
+        command.wait_until(lambda: len(command.alive()) >= 3)
+        for _ in range(5):
+            os.killpg(command.process.pid, signal.SIGINT)  # as a terminal sends it
+            time.sleep(0.2)
+        done = command.done(timeout=60)
+        assert command.wait_alone() == []
+    assert (done.code, done.err) == (130, "interrupted\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_jobs_do_not_outlive_a_sweep_that_is_killed(planted):

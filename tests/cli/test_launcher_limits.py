@@ -97,7 +97,7 @@ def test_what_the_launcher_cannot_do_is_refused_before_any_job(argument, message
     assert done.code == 1
     assert re.search(message, done.err), done.err
     assert "Traceback" not in done.err
-    assert not [path for path in (tmp_path / "sweep").glob("*") if path.is_dir()]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_terminal_shows_how_far_the_jobs_are(tmp_path):

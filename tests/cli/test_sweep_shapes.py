@@ -59,21 +59,21 @@ def test_job_that_loses_a_rank_fails_alone(planted):
     assert other.status == "finished"
 
 
-def test_two_sweeps_of_the_same_second_keep_apart(tmp_path):
+def test_of_two_sweeps_into_one_named_directory_the_later_is_refused(tmp_path):
     arguments = ["-m", *SMALL, "hydra.sweep.dir=same"]
     with (
         Command([*arguments, "seed=0"], tmp_path) as first,
         Command([*arguments, "seed=1"], tmp_path) as second,
     ):
         ends = first.done(), second.done()
-    assert [end.code for end in ends] == [0, 0], ends
-    seeds = {
-        path.parents[1].name: read_record(path.parent).config["seed"] for path in tmp_path.glob("*/0/summary.json")
-    }
-    assert set(seeds) == {"same", "same-2"}
-    assert set(seeds.values()) == {0, 1}
-    for end in ends:
-        assert end.out.count("Report: ") == 1
+    assert sorted(end.code for end in ends) == [0, 1], ends
+    done, refused = sorted(ends, key=lambda end: end.code)
+    told = f"another sweep writes to {tmp_path}/same; wait for it, end it, or give another hydra.sweep.dir"
+    assert told in refused.err
+    assert [path.parent.name for path in tmp_path.glob("*/*/summary.json")] == ["0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["same"]
+    assert done.out.count("Report: ") == 1
+    assert "Report: " not in refused.out
 
 
 def test_sweeper_gets_the_objective(tmp_path):

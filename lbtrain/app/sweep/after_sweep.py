@@ -15,6 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.lbtrain_launcher import LocalLauncher
+from lbtrain.app.sweep import claim
 from lbtrain.app.sweep import launcher as local
 from lbtrain.app.sweep.precheck import check
 from lbtrain.app.sweep.read_once import read_once
@@ -44,6 +45,7 @@ def watch(plugins: Plugins) -> None:
         refuse_ranks_of_a_sweep()
         refuse_wrong_way(config)
         quiet()
+        claim.note(Path(str(config.hydra.sweep.dir)))
         read_once(hydra_context)
         inner = sweepers(hydra_context=hydra_context, task_function=task_function, config=config)
         return SearchingSweeper(inner, [entry.results for entry in made], config) if is_search(config) else inner
@@ -79,6 +81,7 @@ class CheckedLauncher(Launcher):
         own = self.config.hydra.launcher.get("_target_") == _LOCAL
         launch = self.inner.launch if own else self._launch
         returned = launch(job_overrides, initial_job_idx)
+        claim.keep()
         _tell_worst(returned, self.config, initial_job_idx)
         self.results += returned
         return returned

@@ -4,7 +4,6 @@ import signal
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 
 from lbtrain.app.config import without_secrets
 from lbtrain.app.names import job_name
@@ -49,7 +48,7 @@ def _completed(found: RunRecord | None, job: Job, code: int | None, seconds: flo
     """Return what is true of the job: the record that it has left, if that is all, or what is known without."""
     if found is not None and (code == 0 if found.status == "finished" else cause is None):
         return found
-    reason = f"{cause or _how(code)} before the run was complete{_last_line(job.directory)}"
+    reason = f"{cause or _how(code)} before the run was complete{_last_line(job, cause)}"
     if found is None:
         overrides = without_secrets(job.overrides)
         started = datetime.fromtimestamp(time.time() - seconds, timezone.utc).isoformat(timespec="seconds")
@@ -67,11 +66,14 @@ def _how(code: int | None) -> str:
     return f"ended with exit code {code}{lost}"
 
 
-def _last_line(directory: Path) -> str:
-    """Return the last words of a job in its present attempt, and where the others are."""
+def _last_line(job: Job, cause: str | None) -> str:
+    """Return the last words of a job in its present attempt, if they can say why it ended, and where the others are."""
+    log = f"{job.folder}/{LOG_NAME}"
+    if cause is not None:  # then its last words are of the signal that we have sent
+        return f"; see {log}"
     try:
-        lines = (directory / LOG_NAME).read_text(errors="replace").strip().splitlines()
+        lines = (job.directory / LOG_NAME).read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
     last = masked(lines[-1].strip()[:200]) if lines and not lines[-1].startswith(MARK) else ""
-    return f"{f'; its last words: {last}' if last else ''}; all of them are in its {LOG_NAME}"
+    return f"; its last words: {last}; all of them are in {log}" if last else f"; see {log}"

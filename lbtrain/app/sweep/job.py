@@ -1,5 +1,6 @@
 """One job of a sweep, and the command line that it runs."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class Job:
     threads: int = 1
     ckpt: Path | None = None
     """Checkpoint to go on from."""
+    sweep: Path | None = None
+    """Directory of the sweep."""
+
+    @property
+    def folder(self) -> str:
+        """The directory as a sweep's lines name it: run 3 is not always in folder 2."""
+        return os.path.relpath(self.directory, self.sweep) if self.sweep else self.directory.name
 
     @property
     def command(self) -> tuple[str, ...]:

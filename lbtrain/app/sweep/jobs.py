@@ -12,7 +12,7 @@ from signal import SIGTERM
 from lbtrain.app.sweep.earlier import forget, last_checkpoint, leave_mark
 from lbtrain.app.sweep.endings import recorded
 from lbtrain.app.sweep.groups import kill_group, signal_group
-from lbtrain.app.sweep.interrupts import Interrupts
+from lbtrain.app.sweep.interrupts import Interrupts, start
 from lbtrain.app.sweep.job import LOG_NAME, PULSE_NAME, Job
 from lbtrain.app.sweep.needs import Machine
 from lbtrain.app.sweep.progress import Progress
@@ -84,7 +84,7 @@ def run_jobs(
     lifeline, held = context.Pipe(duplex=False)
     with held, lifeline, Interrupts() as interrupts, progress:
         _Sweep(context, lifeline, machine, slots, limits, progress).run(jobs, interrupts)
-    interrupts.end()
+    interrupts.end(progress.so_far())
 
 
 class _Sweep:
@@ -144,9 +144,9 @@ class _Sweep:
         order = Order(job.command, str(job.directory / LOG_NAME), job.threads, tuple(variables), note)
         process = self._context.Process(target=work, args=(order, self._lifeline))  # type: ignore[attr-defined]
         try:
-            process.start()
+            start(self._context, process)
         except (OSError, EOFError):  # the server that jobs are forked from has died: multiprocessing makes another
-            process.start()
+            start(self._context, process)
         since = time.monotonic()
         return _Running(job, process, lease, attempt, since, since + (self._limits.timeout_s or math.inf))
 

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from lbtrain.app.config import flat, without_secrets
 from lbtrain.app.names import labels
 from lbtrain.app.own import own_modules
 from lbtrain.app.sweep.asked import Asked
-from lbtrain.app.sweep.claim import claim
+from lbtrain.app.sweep.claim import claim, is_named
 from lbtrain.app.sweep.earlier import Place, find_places, fingerprint
+from lbtrain.app.sweep.interrupts import heed, ignore
 from lbtrain.app.sweep.job import Job, argv_of, tasks
 from lbtrain.app.sweep.jobs import Limits, run_jobs
 from lbtrain.app.sweep.leaks import cleared_environment
@@ -71,7 +72,7 @@ def launch(
             together, jobs = _shared_out(jobs, configs, todo, machine, asked)
         _started.append(sweep)
         _given.update(place.directory for place in places)
-        progress = Progress(len(jobs), together if todo else 1)
+        progress = Progress(len(jobs), together if todo else 1, sweep=sweep)
         progress.same(_same(jobs))
         for n in sorted(set(range(len(jobs))) - set(todo)):
             progress.skipped(jobs[n], _record(jobs[n]))
@@ -82,18 +83,24 @@ def launch(
     return [_result(job, job_config) for job, job_config in zip(jobs, configs, strict=True)]
 
 
-def show_last_sweep() -> None:
+def show_last_sweep(interrupted: bool = False) -> None:
     """Print the comparison of the sweep that this process has run, if any, and where its report is.
+
+    Args:
+        interrupted: Whether Ctrl-C has ended the sweep, and is ignored since.
 
     Raises:
         SystemExit: If Ctrl-C ends it.
     """
     if _started:
-        from lbtrain.study.__main__ import show
-
         try:
+            if interrupted:
+                heed()  # once more: this takes a while
+            from lbtrain.study.__main__ import show
+
             show(_started[-1])
         except KeyboardInterrupt:
+            ignore()
             print(f"comparison interrupted; to make it: python -m lbtrain.study {_started[-1]}", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None
 
@@ -107,9 +114,7 @@ def _places(
         with open_dict(job_config):
             job_config.hydra.job.num = number
         subdirs.append(str(job_config.hydra.sweep.subdir))
-    written = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    named = any(override.lstrip("+").startswith("hydra.sweep.dir=") for override in written)
-    skip = named if asked.skip_finished is None else asked.skip_finished
+    skip = is_named(config) if asked.skip_finished is None else asked.skip_finished
     return find_places(sweep, configs, subdirs, first_number, skip, given=_given)
 
 
@@ -129,7 +134,9 @@ def _jobs(
         argv = argv_of(config, own, overrides, place.directory, sweep, place.number)
         mark = fingerprint(own)
         title = f"run {number}{of}"
-        jobs.append(Job(title, label, tasks(overrides), place.directory, argv, flat(own), mark, ckpt=place.ckpt))
+        jobs.append(
+            Job(title, label, tasks(overrides), place.directory, argv, flat(own), mark, ckpt=place.ckpt, sweep=sweep)
+        )
     return jobs
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 
@@ -10,6 +11,7 @@ from hydra.core.utils import setup_globals
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
+from lbtrain.app.sweep.interrupts import start
 from lbtrain.app.sweep.needs import Machine, gpu_names
 
 
@@ -28,7 +30,7 @@ def check(context: BaseContext, configs: Sequence[DictConfig]) -> Machine:
     """
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_problems, args=(sender, list(configs)), daemon=True)  # type: ignore[attr-defined]
-    process.start()
+    start(context, process)
     sender.close()
     gpus: tuple[str | None, ...] = ()
     try:
@@ -58,7 +60,8 @@ def _send_problems(sender: Connection, configs: list[DictConfig]) -> None:
         except ConfigError as error:
             problems.setdefault(redacted(str(error), config), []).append(number)
     lines = [f"{_runs(numbers, len(configs))}: {problem}" for problem, numbers in problems.items()]
-    sender.send(("\n".join(lines), _gpus()))
+    with suppress(BrokenPipeError):  # Ctrl-C has ended the one who asked
+        sender.send(("\n".join(lines), _gpus()))
     sender.close()
 
 

@@ -1,9 +1,12 @@
 """How a sweep gets on: one line per event, and on a terminal a live view below them."""
 
 import math
+import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from lbtrain.app.names import job_name
-from lbtrain.app.sweep.job import PULSE_NAME, Job
+from lbtrain.app.sweep.job import PULSE_NAME, Job, quoted
 from lbtrain.app.sweep.view import Row, read_beat, time_left, view
 from lbtrain.records import RunRecord
 
@@ -32,10 +35,11 @@ class Progress:
         total: Number of runs, those included that were finished before.
         together: Runs at a time.
         console: To write to; None: standard output.
+        sweep: Directory of the sweep; None: not told.
     """
 
-    def __init__(self, total: int, together: int, console: Console | None = None) -> None:
-        self._total, self._together = total, together
+    def __init__(self, total: int, together: int, console: Console | None = None, sweep: Path | None = None) -> None:
+        self._total, self._together, self._sweep = total, together, sweep
         self._running: dict[str, _Start] = {}
         self._failed, self._before, self._durations = 0, 0, list[float]()
         self._done = 0
@@ -123,7 +127,8 @@ class Progress:
             attempts: How many times it may start.
         """
         del self._running[job.title]
-        self._say(f"{job.title} failed in attempt {attempt} of {attempts}: {record.error} ({seconds:.0f} s)")
+        where = f"({seconds:.0f} s; folder {job.folder})"
+        self._say(f"{job.title} failed in attempt {attempt} of {attempts}: {record.error} {where}")
         self.refresh()
 
     def ended(self, job: Job, record: RunRecord, seconds: float, attempts: int) -> None:
@@ -142,9 +147,20 @@ class Progress:
         self._failed += failed
         self._done += not failed
         again = f", in attempt {attempts}" if attempts > 1 and not failed else ""
+        where = f"; folder {job.folder}" if failed else ""
         said = f"FAILED: {record.error or ''}" if failed else f"done: {_numbers(record)}"
-        self._say(f"{job.title} {said}{again} ({seconds:.0f} s)")
+        self._say(f"{job.title} {said}{again} ({seconds:.0f} s{where})")
         self.refresh()
+
+    def so_far(self) -> str:
+        """Say how many runs are finished, and how the others are started.
+
+        Returns:
+            One line, for the end of a sweep that was interrupted.
+        """
+        again = f"hydra.sweep.dir={_word(self._sweep)}" if self._sweep else "the same hydra.sweep.dir"
+        done = f"{self._before + self._done} of {self._total} run{'' if self._total == 1 else 's'} finished"
+        return f"{done}; to go on, repeat the command with {again}"
 
     def _drawn(self) -> object:
         now = time.monotonic()
@@ -159,6 +175,12 @@ class Progress:
     def _say(self, text: str) -> None:
         # Soft wrapping off a terminal: a line of a log stays one line.
         self._console.print(escape(text), soft_wrap=True)
+
+
+def _word(path: Path) -> str:
+    """Return a path as one types it in a shell after `hydra.sweep.dir=`."""
+    plain = re.fullmatch(r"[\w./-]+", str(path))
+    return str(path) if plain else shlex.quote(quoted(path))
 
 
 def _numbers(record: RunRecord) -> str:

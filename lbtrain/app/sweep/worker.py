@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 
+from lbtrain.app.sweep.interrupts import heed
+
 # Begins a line of a log that the launcher has written, not the job.
 MARK = "--- "
 
@@ -41,6 +43,7 @@ def work(order: Order, lifeline: Connection) -> None:
     """
     # The processes that the job starts, ranks and loaders, stay in its group, so one signal reaches all of them.
     os.setsid()
+    heed()  # what started this process ignores Ctrl-C, which no longer reaches it here
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     # CUDA reads which GPUs it may see when it starts, which no import does.
     os.environ.update(order.variables)

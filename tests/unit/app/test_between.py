@@ -16,7 +16,7 @@ from lbtrain.app import between, commands
 from lbtrain.app.between_line import along
 from lbtrain.app.between_pairs import pairs_in, run_at
 from lbtrain.app.signatures import ConfigError
-from lbtrain.records import RunRecord, write_record
+from lbtrain.records import RunRecord, read_record, write_record
 
 HERE = "tests.unit.app.test_between"
 
@@ -235,6 +235,18 @@ def test_what_holds_no_pair_is_refused_with_the_next_move(trained, tmp_path, cap
     assert "got 3 folders: give one sweep, or two runs" in refused([trained] * 3, capsys)[1]
     assert "of different sweeps: say with --out DIR" in refused([trained / "0", tmp_path / "s" / "0"], capsys)[1]
     assert "holds no summary.json" in refused([trained, trained / "0"], capsys)[1]
+
+
+def test_a_sweep_without_a_finished_run_is_told_from_what_is_no_sweep(trained, tmp_path, capsys):
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        record = read_record(trained / "0")
+        write_record(tmp_path / str(number), replace(record, status="failed", error="too hot"))
+        said = f"none of its {number + 1} runs has" if number else "its one run has not"
+        assert refused([tmp_path], capsys) == (
+            2,
+            f"lbtrain between: {tmp_path}: {said} finished; lbtrain report {tmp_path} says why\n",
+        )
 
 
 def test_runs_on_other_data_and_runs_that_failed_are_refused(trained, tmp_path, capsys):

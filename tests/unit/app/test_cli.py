@@ -1,6 +1,9 @@
 """What the command line says of names that Hydra does not know."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -80,9 +83,22 @@ def test_a_mistyped_command_is_answered_with_the_nearest(word, near, monkeypatch
     assert capsys.readouterr().err == f"lbtrain: there is no command {word!r}. Did you mean {near!r}?\n"
 
 
-@pytest.mark.parametrize("words", [[], ["scale=1"], ["--help"], ["xyzzy"], *([word] for word in commands.COMMANDS)])
+@pytest.mark.parametrize("word", ["foo", "trian", "help", ""])
+def test_a_first_word_that_is_nothing_at_all_is_answered_with_what_there_is(word, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lbtrain", word])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    said = f"lbtrain: {word!r} is no command and no key=value; commands are: measure, scale, report, between, sync; "
+    assert capsys.readouterr().err == said + "lbtrain --help lists the settings\n"
+
+
+OTHERS = (["scale=1"], ["--help"], ["-m", "xyzzy"], ["~callbacks.sam"], ["+callbacks@callbacks=sam"])
+
+
+@pytest.mark.parametrize("words", [[], *OTHERS, *([word] for word in commands.COMMANDS)])
 def test_other_first_words_are_left_to_what_reads_them(words):
-    commands.refuse_near_word(words)
+    commands.refuse_unknown_word(words)
 
 
 @pytest.mark.parametrize("word", commands.COMMANDS)
@@ -103,6 +119,46 @@ def test_help_names_the_commands_before_the_config(monkeypatch, capsys):
         assert re.search(rf"lbtrain {word} +{re.escape(text)}", commands_shown)
 
 
+PRINTING = """
+import sys
+from lbtrain.app.reader import may_stop_reading
+with may_stop_reading():
+    print("usage")
+    {end}
+"""
+
+
+def with_output_to(output, end, flags=()):
+    """Print and end in a process of its own; its exit code and errors."""
+    program = [sys.executable, *flags, "-c", PRINTING.format(end=end)]
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(program, env=variables, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "end", "expected"),
+    [
+        ([], "sys.exit(0)", (141, "")),
+        (["-u"], "sys.exit(0)", (141, "")),
+        ([], "sys.exit('no key')", (1, "no key\n")),
+    ],
+)
+def test_output_that_nobody_reads_to_its_end_is_no_failure_and_hides_none(flags, end, expected):
+    read, written = os.pipe()
+    os.close(read)
+    try:
+        assert with_output_to(written, end, flags) == expected
+    finally:
+        os.close(written)
+
+
+def test_a_pipe_to_another_process_that_broke_is_told():
+    code, said = with_output_to(subprocess.DEVNULL, "raise BrokenPipeError('of a worker')")
+    assert code == 1
+    assert said.endswith("BrokenPipeError: of a worker\n")
+
+
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_a_command_gets_the_words_after_it_and_its_exit_code_is_that_of_the_program(code, monkeypatch):
     given = []
@@ -120,8 +176,13 @@ def test_ctrl_c_in_a_command_ends_with_the_code_of_a_shell(monkeypatch, capsys):
 
     monkeypatch.setattr(commands, "report", interrupted)
     monkeypatch.setattr(sys, "argv", ["lbtrain", "report", "a"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a second one disturbs nothing
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -12,7 +12,7 @@ import pytest
 from lbtrain.app.sweep import jobs
 from lbtrain.app.sweep.endings import ATTEMPTS, recorded
 from lbtrain.app.sweep.groups import signal_group
-from lbtrain.app.sweep.interrupts import Interrupts
+from lbtrain.app.sweep.interrupts import Interrupts, start
 from lbtrain.app.sweep.job import Job
 from lbtrain.app.sweep.jobs import Limits, run_jobs
 from lbtrain.app.sweep.needs import Machine, Need
@@ -68,16 +68,14 @@ def test_record_of_a_failure_stays(tmp_path):
 def test_job_without_a_record_gets_one(exitcode, how, tmp_path):
     found = ended(tmp_path, exitcode, log="first\n\nlast words \n")
     assert found.status == "failed"
-    assert (
-        found.error == f"{how} before the run was complete; its last words: last words; all of them are in its out.log"
-    )
+    assert found.error == f"{how} before the run was complete; its last words: last words; all of them are in 0/out.log"
     assert (found.name, found.overrides) == ("seed=1", ("seed=1",))
     assert found.config == {"data.batch_size": 16}
 
 
 def test_a_line_of_the_launcher_is_not_taken_for_the_job_s_last_words(tmp_path):
     found = ended(tmp_path, -9, log=f"of the first attempt\n\n{MARK}started again, now\n")
-    assert found.error == "ended by signal SIGKILL before the run was complete; all of them are in its out.log"
+    assert found.error == "ended by signal SIGKILL before the run was complete; see 0/out.log"
 
 
 def test_death_after_the_record_keeps_the_numbers(tmp_path):
@@ -87,8 +85,9 @@ def test_death_after_the_record_keeps_the_numbers(tmp_path):
 
 
 def test_interrupted_job_says_so_whatever_it_said_itself(tmp_path):
-    found = ended(tmp_path, 1, cause="the sweep was interrupted", left=record("failed", "SIGTERMException"))
-    assert found.error.startswith("the sweep was interrupted before the run was complete")
+    left = record("failed", "SIGTERMException")
+    found = ended(tmp_path, 1, cause="the sweep was interrupted", left=left, log="Received SIGTERM: 15\n")
+    assert found.error == "the sweep was interrupted before the run was complete; see 0/out.log"
 
 
 def test_job_that_was_done_when_the_sweep_was_interrupted_stays_done(tmp_path):
@@ -204,7 +203,7 @@ def test_a_job_that_takes_too_long_is_ended_and_the_others_go_on(act, run):
     found = run([act], [], [], timeout_s=0.5)
     assert time.monotonic() - start < 10
     assert [own.status for own in found] == ["failed", "finished", "finished"]
-    assert found[0].error.startswith("stopped by the time limit of 0.5 s before the run was complete; its last words:")
+    assert found[0].error == "stopped by the time limit of 0.5 s before the run was complete; see 0/out.log"
 
 
 def test_a_job_is_asked_to_end_before_it_is_made_to(run, tmp_path):
@@ -259,7 +258,9 @@ def test_a_signal_ends_all_jobs_and_a_second_one_does_not_disturb_that(number, r
     records = [read_record(tmp_path / str(n)) for n in range(3)]
     assert [own.error.partition(" before")[0] for own in records[:2]] == ["the sweep was interrupted"] * 2
     assert records[2].error == "of an earlier sweep"
-    assert ("ended by SIGTERM" in capsys.readouterr().err) == (number == signal.SIGTERM)
+    told = str(error.value) if number == signal.SIGINT else capsys.readouterr().err
+    begin = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}[number]
+    assert told.startswith(f"{begin}: 0 of 3 runs finished; to go on, repeat the command with the same hydra.sweep.dir")
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
@@ -270,6 +271,17 @@ def test_a_signal_that_is_ignored_stays_ignored():
             assert own.asked is None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_process_of_a_sweep_starts_deaf_to_ctrl_c_and_this_one_is_not():
+    before = signal.getsignal(signal.SIGINT)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(signal.getsignal(signal.SIGINT)))
+    start(context, process)
+    assert signal.getsignal(signal.SIGINT) == before
+    process.join()
+    assert receiver.recv() == signal.SIG_IGN
 
 
 def test_threads_without_handlers_can_run_jobs():

@@ -25,6 +25,7 @@ from lbtrain.records import RunRecord
 @pytest.fixture(autouse=True)
 def _no_sweep_of_another_test(monkeypatch):
     monkeypatch.setattr(claim, "_claimed", {})
+    monkeypatch.setattr(claim, "_new", {})
     monkeypatch.setattr(launcher, "_started", [])
     monkeypatch.setattr(launcher, "_given", set())
 
@@ -73,7 +74,7 @@ def test_a_job_goes_on_from_its_own_checkpoint_in_place_of_the_one_it_began_with
     assert replace(own, ckpt=Path("a b/last.ckpt")).command == ("train.py", "seed=1", "ckpt_path='a b/last.ckpt'")
 
 
-def test_directory_of_another_running_sweep_is_left_alone(tmp_path):
+def test_directory_of_another_running_sweep_is_left_alone(tmp_path, capsys):
     (tmp_path / "sweep").mkdir()
     other = os.open(tmp_path / "sweep", os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
@@ -83,10 +84,45 @@ def test_directory_of_another_running_sweep_is_left_alone(tmp_path):
         assert own.hydra.sweep.dir == str(tmp_path / "sweep-2")
         # A sweeper that comes back with its next batch of jobs stays where it is.
         assert claim.claim(own) == tmp_path / "sweep-2"
+        told = f"another sweep writes to {tmp_path}/sweep; this one writes to {tmp_path}/sweep-2\n"
+        assert capsys.readouterr().out == told
     finally:
         os.close(other)
     for opened in claim._claimed.values():
         os.close(opened)
+
+
+def test_a_named_directory_of_another_running_sweep_is_refused(tmp_path):
+    own = config(tmp_path, overrides={"hydra": [f"hydra.sweep.dir={tmp_path}"]})
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(CompactHydraException, match=f"another sweep writes to {tmp_path}; wait for it, end it, or"):
+            claim.claim(own)
+    finally:
+        os.close(other)
+    assert not tmp_path.with_name(f"{tmp_path.name}-2").exists()
+
+
+@pytest.mark.parametrize("left", [None, "new file", "old folder", "locked", "kept"])
+def test_a_sweep_that_is_refused_leaves_no_folder_that_it_has_made(left, tmp_path):
+    sweep = tmp_path / "day" / "time"
+    if left == "old folder":
+        sweep.mkdir(parents=True)
+    claim.note(sweep)
+    sweep.mkdir(parents=True, exist_ok=True)
+    (sweep / "multirun.yaml").touch()
+    if left == "new file":
+        (sweep / "x").touch()
+    if left == "kept":
+        claim.keep()
+    other = os.open(sweep, os.O_RDONLY)
+    if left == "locked":
+        fcntl.flock(other, fcntl.LOCK_EX)
+    claim.remove_unused()
+    os.close(other)
+    assert (sweep / "multirun.yaml").exists() == (left is not None)
+    assert (tmp_path / "day").exists() == (left is not None)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +259,12 @@ def test_a_comparison_that_is_interrupted_says_how_to_make_it(tmp_path, monkeypa
 
     monkeypatch.setattr("lbtrain.study.__main__.show", interrupted)
     launcher._started.append(tmp_path)
+    ignored = []
+    monkeypatch.setattr(launcher, "ignore", lambda: ignored.append(1))
     with pytest.raises(SystemExit, match="130"):
         launcher.show_last_sweep()
     assert f"python -m lbtrain.study {tmp_path}" in capsys.readouterr().err
+    assert ignored == [1]
 
 
 def test_without_a_sweep_nothing_is_shown(capsys):

@@ -147,6 +147,32 @@ def test_identity_is_kept_in_the_directory(tmp_path):
     assert first != loggers._kept_id(tmp_path / "other")
 
 
+def test_an_identity_that_a_kill_has_left_empty_is_made_anew(tmp_path):
+    (tmp_path / loggers.ID_NAME).write_text("")
+    kept = loggers._kept_id(tmp_path)
+    assert len(kept) == 8
+    assert (tmp_path / loggers.ID_NAME).read_text() == kept
+
+
+def test_a_kill_while_the_identity_is_written_leaves_no_empty_file(tmp_path, monkeypatch):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loggers._kept_id(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "is_noted"), [("disabled", False), ("offline", True)])
+def test_a_run_that_is_none_leaves_no_note(mode, is_noted, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(wandb, "run", None)
+    monkeypatch.setattr(wandb, "init", lambda **options: Recorder())
+    wandb_logger("p", save_dir=str(tmp_path))
+    assert (tmp_path / loggers.RUN_NAME).exists() is is_noted
+
+
 def test_open_run_is_refused(monkeypatch, tmp_path):
     class Run:
         id = "abc"

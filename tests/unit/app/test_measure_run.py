@@ -376,6 +376,15 @@ def test_other_optimizer_than_the_checkpoint_s(sgd, adam, tmp_path, recwarn):
         measured(adam, tmp_path / "m", "optimizer=momentum")
 
 
+@pytest.mark.parametrize(("words", "kind"), [([], "measure"), (["logger.wandb.job_type=train"], "train")])
+def test_wandb_is_told_that_this_is_no_training(words, kind):
+    with initialize_config_module("lbtrain.conf", version_base="1.3"):
+        cfg = compose("train", ["logger=[csv,wandb]", *words])
+    measure_run._name_kind(cfg, measure.Line("x", ("logger=[csv,wandb]", *words), None, ()))
+    assert cfg.logger.wandb.job_type == kind
+    assert "job_type" not in cfg.logger.csv
+
+
 def test_logger_of_now_gets_the_numbers(sgd, tmp_path, recwarn):
     measured(sgd, tmp_path / "m", "callbacks=[hessian]", "logger=csv")
     header = (tmp_path / "m" / "metrics.csv").read_text().splitlines()[0].split(",")

@@ -25,7 +25,8 @@ def test_labels_tell_what_differs():
 
 
 def test_label_of_a_single_job_and_of_equal_jobs():
-    assert labels([["a=1"]]) == ["run"]
+    # Such as a trial of a search that runs one at a time.
+    assert labels([["optimizer.lr=0.1", "experiment=tune"]]) == ["lr=0.1"]
     assert labels([["a=1"], ["a=1"]]) == ["run", "run"]
 
 

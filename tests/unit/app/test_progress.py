@@ -3,10 +3,12 @@
 import io
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from lbtrain.app.sweep import progress as progress_of
@@ -44,9 +46,9 @@ def test_lines_say_which_run_of_how_many(capsys):
         "run 1 of 3 starts: callbacks=[lr_scaling] " + "x=1 " * 60,
         "run 2 of 3 starts: seed=1",
         "run 2 of 3 done: train loss 0.123, test acc nan, lambda_max 2 (3 s)",
-        "run 1 of 3 failed in attempt 1 of 2: ValueError: [red] is no colour (1 s)",
+        "run 1 of 3 failed in attempt 1 of 2: ValueError: [red] is no colour (1 s; folder x)",
         "run 1 of 3 goes on from last.ckpt, attempt 2: callbacks=[lr_scaling]",
-        "run 1 of 3 FAILED: ValueError: [red] is no colour (1 s)",
+        "run 1 of 3 FAILED: ValueError: [red] is no colour (1 s; folder x)",
     ]
 
 
@@ -59,6 +61,18 @@ def test_run_without_numbers_says_so(capsys):
         "run 1 of 1 starts: run",
         "run 1 of 1 done: no metrics (0 s)",
     ]
+
+
+@pytest.mark.parametrize("place", ["/a/b-1", "/a b's"])
+def test_a_sweep_that_is_interrupted_says_how_it_goes_on(place):
+    progress = Progress(6, 1, sweep=Path(place))
+    progress.skipped(job(1), record())
+    progress.started(job(2), 1)
+    progress.ended(job(2), record(), 1.0, 1)
+    told, _, command = progress.so_far().partition("; to go on, repeat the command with ")
+    assert told == "2 of 6 runs finished"
+    (word,) = shlex.split(command)  # as a shell reads it, and then Hydra
+    assert OverridesParser.create().parse_override(word).value() == place
 
 
 def terminal(width=100, **environment):
@@ -98,7 +112,7 @@ def test_a_terminal_shows_how_many_jobs_are_where_and_how_far_each_is(tmp_path, 
         progress.refresh()
     written = progress._console.file.getvalue()
     assert "epoch 3/10" in written
-    assert "run 2 of 3 FAILED: x (30 s)" in written
+    assert "run 2 of 3 FAILED: x (30 s; folder x)" in written
 
 
 def test_long_labels_are_cut_to_the_width_of_the_terminal():

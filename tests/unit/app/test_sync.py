@@ -226,6 +226,30 @@ def test_a_run_that_a_job_still_writes_is_left_for_later(sweep, capsys):
     assert "2 runs in 3 sessions to upload" in out
 
 
+def test_the_sessions_of_a_run_that_goes_on_wait_for_the_last_one_and_go_in_order(sweep, wandb_command, key, capsys):
+    # Killed, and gone on with at once: only the last session is still being written.
+    first = offline_run(sweep / "2", "cccc2222", code=None, session="20260102_000000")
+    last = offline_run(sweep / "2", "cccc2222", code=None, session="20260102_000100")
+    assert sync.main([str(sweep), "--yes"]) == 0
+    assert "cccc2222" not in " ".join(wandb_command.words)
+    out = capsys.readouterr().out
+    assert f"{last}: a job seems to write" in out
+    assert out.count("a job seems to write") == 1
+    assert sync.main([str(sweep), "--yes"]) == 1
+    out = capsys.readouterr().out
+    assert "nothing can be uploaded yet: 1 run is still being written" in out
+    assert "nothing is left" not in out
+    age(last, HOUR)  # the first one may be as fresh as it likes: nobody writes to it any more
+    assert sync.main([str(sweep), "--yes"]) == 0
+    sessions = [word for word in wandb_command.words if "offline-run-" in word]
+    assert [os.path.basename(word)[12:27] for word in sessions] == [
+        "20260101_000000",
+        "20260102_000000",
+        "20260102_000100",
+    ]
+    assert sessions[1] == str(first)
+
+
 def test_runs_that_were_online_are_said_to_be_left_out(sweep, capsys):
     online = sweep / "3" / "wandb" / "run-20260101_000000-dddd3333"
     online.mkdir(parents=True)

@@ -26,6 +26,17 @@ def test_the_curves_are_averaged_over_the_seeds_of_each_network(tmp_path) -> Non
     assert "highest train loss between them 0.304 at 0.70" in between_alt("T", found)
 
 
+def test_a_band_of_two_seeds_leaves_the_curves_legible_and_is_said_to_be_cut(tmp_path) -> None:
+    write_between(tmp_path, seeds=(0, 4))
+    found, _ = between([tmp_path])
+    axes = draw_between("Title", found).axes
+    top = max(e.high for key in ("train_loss", "test_loss") for e in found[0].curves[key])
+    assert axes[0].get_ylim()[1] < 0.5 * top
+    assert axes[1].get_ylim()[0] > -0.1
+    assert axes[1].get_ylim()[1] < 1.1
+    assert between_alt("T", found).endswith(" Bands that end outside of the figure are cut off at its edge.")
+
+
 def test_the_same_folder_given_twice_counts_once(tmp_path) -> None:
     write_between(tmp_path)
     assert between([tmp_path, tmp_path / "."])[0][0].num_seeds == 3

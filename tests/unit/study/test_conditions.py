@@ -56,6 +56,43 @@ def test_settings_that_are_no_axis(write_sweep) -> None:
     assert label(next(iter(everything)), everything) == "depth 2, lr 0.001"
 
 
+def searched(seeds: tuple[int, ...] = (0,)) -> list[RunRecord]:
+    """A random search as hydra's sweeper makes it: every rate and every radius is drawn once."""
+    found = []
+    for i, batch in enumerate((16, 64, 16, 64, 256, 256)):
+        rate, rho = 0.001 * 1.7**i, 0.01 * 1.3 ** (5 - i)
+        for seed in seeds:
+            run = make_record("Adam", "none", batch, sam=True, seed=seed)
+            overrides = (f"optimizer.lr={rate}", f"callbacks.sam.rho={rho}", f"data.batch_size={batch}", f"seed={seed}")
+            config = {"optimizer__lr": rate, "model__optimizer__lr": rate, "callbacks__sam__rho": rho}
+            found.append(replace(with_config(run, **config), overrides=overrides))
+    return found
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_random_search_varies_the_rate_beside_a_radius_that_never_repeats(write_sweep, seeds) -> None:
+    assert other_keys(load_sweep(write_sweep(searched(seeds)))) == ["optimizer.lr"]
+
+
+def test_what_no_command_line_gave_may_follow_from_a_radius_that_never_repeats(write_sweep) -> None:
+    runs = [with_config(run, model__depth=i) for i, run in enumerate(searched())]
+    assert other_keys(load_sweep(write_sweep(runs))) == ["optimizer.lr"]
+    given = [replace(run, overrides=(*run.overrides, f"model.depth={i}")) for i, run in enumerate(runs)]
+    assert other_keys(load_sweep(write_sweep(given, "given"))) == ["model.depth", "optimizer.lr"]
+
+
+@pytest.mark.parametrize(("rates", "keys"), [((0.1, 0.4, 1.6), []), ((0.1, 0.3, 0.5), ["optimizer.lr"])])
+def test_a_rate_that_follows_the_batch_is_told_by_its_multiple_or_by_several_seeds(write_sweep, rates, keys) -> None:
+    def runs(seeds):
+        for batch, rate in zip((16, 64, 256), rates, strict=True):
+            for seed in seeds:
+                run = make_record("SGD", "none", batch, sam=False, seed=seed)
+                yield replace(with_config(run, optimizer__lr=rate), overrides=(f"optimizer.lr={rate}",))
+
+    assert other_keys(load_sweep(write_sweep(list(runs((0,)))))) == keys
+    assert other_keys(load_sweep(write_sweep(list(runs((0, 1))), "two"))) == []
+
+
 def test_short_names_tell_apart() -> None:
     keys = ["model.lr", "data.batch_size", "callbacks.hessian.batch_size", "model.a.lr"]
     assert short_names(keys) == {

@@ -20,7 +20,8 @@ def test_the_rates_are_put_together_and_the_seeds_give_the_error_bar(write_sweep
     (line,) = panel.lines
     assert [point.batch for point in line.points] == list(BATCHES)
     assert line.points[0].value.mean == pytest.approx(0.225)  # of 0.15 and 0.30
-    assert (line.points[0].value.n, line.label) == (2, "no SAM")
+    assert (line.points[0].value.n, line.label) == (2, "")  # no run has a method: nothing to tell apart
+    assert "Adam: 0.225 at 16" in found["time_epoch"].alt
     assert {plot.section for plot in found.values()} == {"Cost"}
 
 

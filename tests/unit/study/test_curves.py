@@ -57,6 +57,13 @@ def test_curves_are_split_by_batch_and_named_without_the_rate_that_follows(write
     assert drawn == ["batch 16", "batch 64"]
 
 
+def test_a_band_of_two_seeds_leaves_the_curves_legible_and_is_said_to_be_cut(write_sweep) -> None:
+    panels = curve_panels(load_sweep(write(write_sweep, lambda *key: [2.0 - 0.1 * i + key[3] for i in range(5)])))
+    low, high = draw_curves("Title", panels).axes[0].get_ylim()
+    assert high - low < 4  # and not the 12.7 of the band
+    assert curves_alt("T", panels).endswith(" Bands that end outside of the figure are cut off at its edge.")
+
+
 def test_curves_that_coincide_are_found_and_the_same_numbers_are_exactly_0_apart(write_sweep) -> None:
     pairs = likenesses(curve_panels(load_sweep(write(write_sweep, law))))
     small, large = ([pair for pair in pairs if pair.batch == batch] for batch in (16, 64))

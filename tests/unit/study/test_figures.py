@@ -247,7 +247,10 @@ def test_measures_of_sharpness_and_gaps_have_their_figures_and_error_bars_have_n
         "sharpness_m_sam",
     ]
     assert found["sharpness_keskar_5e-4"].unit == "sharpness (%)"
-    assert "Adam, fixed rate, no SAM: -0.0200 at 16" in found["gap_acc"].alt
+    assert "Adam, fixed rate: -0.0200 at 16" in found["gap_acc"].alt
+    losses = found["loss_fixed"]
+    assert [line.label for line in losses.panels[0].lines] == ["train", "test"]
+    assert "no SAM" not in losses.alt
     assert draw_plot(found["gap_acc"]).axes[0].get_ylim()[0] < -0.02  # a gap below zero is seen
 
 

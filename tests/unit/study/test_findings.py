@@ -244,3 +244,9 @@ def test_a_failed_run_is_listed_with_its_method(write_sweep, plain):
         "batch 64, GSAM rho 0.05, alpha 0.2",
         "batch 64, GSAM rho 0.05, alpha 0.4",
     ]
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, False), (2, True), (3, True), (5, False)])
+def test_an_interval_over_few_seeds_is_said_to_reach_beyond_what_is_possible(write_sweep, seeds, said) -> None:
+    runs = [make_record("Adam", "none", 64, sam=False, seed=seed) for seed in range(seeds)]
+    assert any("beyond what is possible" in note for note in notes(load_sweep(write_sweep(runs)))) is said

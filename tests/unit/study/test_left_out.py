@@ -55,6 +55,15 @@ def test_what_is_no_run_is_named_with_its_reason(write_sweep) -> None:
     assert list(load_sweep(sweep)["run"]) == ["0"]
 
 
+def test_a_strange_summary_beside_the_launchers_mark_is_a_damaged_run(write_sweep) -> None:
+    sweep = write_sweep([RUN])
+    for name, text in (("1", "[1, 2]"), ("2", '{"a": 1}')):
+        put(sweep / name / "summary.json", text)
+        put(sweep / name / "job.json", "{}")
+    assert list(load_sweep(sweep)["status"]) == ["finished", "unreadable", "unreadable"]
+    assert left_out(sweep) == {}
+
+
 def test_a_damaged_summary_is_named_as_a_run_and_the_others_count(write_sweep) -> None:
     sweep = write_sweep([RUN, RUN, RUN, RUN])
     whole = (sweep / "1" / "summary.json").read_bytes()

@@ -52,7 +52,9 @@ def test_sweeps_are_put_together_and_a_day_is_read_as_one(write_sweep, tmp_path:
 def test_jobs_without_a_result_are_rows(write_sweep) -> None:
     sweep = write_sweep([RECORD, failed(RECORD, "out of memory")])
     (sweep / "2" / ".hydra").mkdir(parents=True)
-    (sweep / "2" / ".hydra" / "overrides.yaml").write_text("- data.batch_size=256\n- seed=3\n")
+    (sweep / "2" / ".hydra" / "overrides.yaml").write_text(
+        "- data.batch_size=256\n- seed=3\n- trainer.enable_progress_bar=false\n"  # the last by the launcher
+    )
     (sweep / "2" / ".hydra" / "config.yaml").write_text(
         "data: {batch_size: 256, seed: '${seed}'}\nseed: 3\noptimizer: {_target_: torch.optim.Adam}\n"
         "callbacks: {mine: {_target_: lbtrain.GSAM, alpha: 0.2}}\n"

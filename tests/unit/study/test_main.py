@@ -89,6 +89,15 @@ def test_nothing_to_report_is_one_line_and_code_2(tmp_path: Path, capsys: pytest
     assert "absent is not a folder" in printed.err
 
 
+def test_errors_of_the_command_line_name_the_command_as_it_was_called(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, prog in (({}, "python -m lbtrain.study"), ({"prog": "lbtrain report"}, "lbtrain report")):
+        with pytest.raises(SystemExit):
+            main([], **words)
+        said = capsys.readouterr().err
+        assert said.startswith(f"usage: {prog} [-h]")
+        assert f"{prog}: error: the following arguments are required: SWEEP_DIR" in said
+
+
 def test_the_study_knows_neither_torch_nor_lightning() -> None:
     import subprocess
     import sys
@@ -200,6 +209,18 @@ def test_the_report_is_published_after_it_is_written(write_sweep, monkeypatch, c
     assert "W&B report: the address" in capsys.readouterr().out
     assert main([str(sweep), "--wandb", "team/closed"]) == 1
     assert capsys.readouterr().err == "no such project\n"
+
+
+def test_a_dry_run_that_cannot_be_written_is_one_sentence(write_sweep, undrawn, monkeypatch, capsys) -> None:
+    from lbtrain.study import wandb_report
+
+    monkeypatch.setattr(wandb_report, "build", lambda *_: None)
+    monkeypatch.setattr(wandb_report, "spec", lambda _: {})
+    sweep = write_sweep(known_records()[:1])
+    file = sweep / "absent" / "f.json"
+    assert main([str(sweep), "--wandb", "team/project", "--wandb-dry-run", str(file)]) == 1
+    said = f"--wandb-dry-run: {file} cannot be written: No such file or directory\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])

@@ -37,8 +37,27 @@ def test_the_default_baseline_is_the_plainest_of_each_optimizer(study) -> None:
     assert words == (
         "The baseline is the plainest setting of each family (no SAM, fixed rate, smallest batch, where there are "
         "such): Adam, fixed rate, batch 16, without SAM; SGD momentum 0.9, fixed rate, batch 16, without SAM. Another "
-        "one: --baseline 'batch=16'."
+        "one: --baseline 'batch=64'."
     )
+
+
+@pytest.mark.parametrize(
+    ("records", "asked"),
+    [
+        ([make_record("Adam", "none", 64, sam) for sam in (False, True)], "method=SAM"),
+        (
+            [make_record(optimizer, "none", 64, sam=False) for optimizer in ("Adam", "SGD")],
+            "optimizer=SGD momentum 0.9",
+        ),
+        ([make_record("Adam", "none", 64, sam=False)], None),
+    ],
+)
+def test_the_example_of_another_baseline_is_one_that_exists(write_sweep, records, asked: str | None) -> None:
+    table = load_sweep(write_sweep(records))
+    words = named(table)[1]
+    assert words.endswith(f"Another one: --baseline '{asked}'." if asked else "Adam.")
+    if asked:
+        assert named(table, asked)[0]
 
 
 def test_a_baseline_that_many_settings_fit_is_the_most_alike(study) -> None:

@@ -219,7 +219,7 @@ def test_a_damaged_note_is_named(text, made):
 def test_without_the_package_its_name_is_said(made, monkeypatch):
     report, folder = made()
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-    with pytest.raises(PublishError, match="pip install wandb-workspaces"):
+    with pytest.raises(PublishError, match=r"pip install 'lbtrain\[wandb-report\]'"):
         build(report, [folder], "team", "project")
 
 
