@@ -12,6 +12,8 @@ from lbtrain.study.estimates import digits
 from lbtrain.study.phrases import NEARLY_ONE, count, joined
 from lbtrain.study.settings import rows
 
+_MOST_NAMED = 6  # settings in a sentence; a longer one is not read
+
 
 def stability(table: pd.DataFrame) -> str:
     """Say which setting ended nearest to the edge of stability.
@@ -58,7 +60,9 @@ def diverged(table: pd.DataFrame) -> str:
             f"({CHANCE_FRACTION:.0%} of ln {classes:g} = {digits(chance)}, the loss of guessing)"
         )
     runs = Counter(run_label(table, row, seed=False) for row in lost)
-    names = "; ".join(name + (f" ({number} runs)" if number > 1 else "") for name, number in sorted(runs.items()))
+    each = [name + (f" ({number} runs)" if number > 1 else "") for name, number in sorted(runs.items())]
+    more = f"; and {count(len(each) - _MOST_NAMED, 'more setting')}, all of them listed" * (len(each) > _MOST_NAMED)
+    names = "; ".join(each[:_MOST_NAMED]) + more
     share = f"{len(lost)} of {count(len(table), 'run')}"
     return f"{share} diverged, and no comparison uses {'it' if len(lost) == 1 else 'them'}: {names}. The rule: {rule}."
 

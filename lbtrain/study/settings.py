@@ -42,8 +42,9 @@ def rows(table: pd.DataFrame) -> list[Row]:
 def varying(table: pd.DataFrame) -> list[str]:
     """List the config keys that differ between the runs.
 
-    Left out are copies made by interpolation (`model.optimizer.lr` beside `optimizer.lr`), arguments that the class of
-    their node settles (Adam's betas, where the other runs use SGD), places on disk, and what only talks.
+    Left out are copies made by interpolation (`model.optimizer.lr` beside `optimizer.lr`, `warmup.scaled` beside the
+    argument that it is looked up for), arguments that the class of their node settles (Adam's betas, where the other
+    runs use SGD), places on disk, and what only talks.
 
     Args:
         table: As `load_sweep` gives it.
@@ -52,16 +53,17 @@ def varying(table: pd.DataFrame) -> list[str]:
         Keys without the `config.` prefix, sorted.
     """
     recorded = _recorded(table)
-    keys = sorted((key.removeprefix(CONFIG) for key in table.columns if key.startswith(CONFIG)), key=_by_depth)
+    names = {key.removeprefix(CONFIG) for key in table.columns if key.startswith(CONFIG)}
+    keys = sorted(names, key=lambda key: _foremost(key, names))
     values = {key: tuple(repr(row.get(CONFIG + key)) for row in recorded) for key in keys}
-    seen: set[tuple[str, tuple[str, ...]]] = set()
+    seen: set[tuple[str, ...]] = set()
     found = []
     for key in keys:
         last = key.rpartition(".")[2]
         silent = last in _PLACES or key.startswith(_SILENT)
-        if silent or len(set(values[key])) < 2 or (last, values[key]) in seen:
+        if silent or len(set(values[key])) < 2 or values[key] in seen:
             continue
-        seen.add((last, values[key]))
+        seen.add(values[key])
         if not _settled_by_class(key, values):
             found.append(key)
     return sorted(found)
@@ -189,8 +191,11 @@ def _settled_by_class(key: str, values: dict[str, tuple[str, ...]]) -> bool:
     return len(set(zip(classes, values[key], strict=True))) == len(set(classes))
 
 
-def _by_depth(key: str) -> tuple[int, str]:
-    return key.count("."), key
+def _foremost(key: str, names: set[str]) -> tuple[bool, bool, int, str]:
+    """Return the order in which a copy is kept: the seed, arguments of a class, what stands high in the config."""
+    parents = key.split(".")[:-1]
+    argument = any(f"{'.'.join(parents[:n])}._target_" in names for n in range(1, len(parents) + 1))
+    return key != "seed", not argument, key.count("."), key
 
 
 def _is_nan(value: object) -> bool:

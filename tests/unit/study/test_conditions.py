@@ -8,6 +8,8 @@ from lbtrain.study.load import load_sweep
 from lbtrain.study.settings import other_keys, short_names, varying
 from tests.unit.study.known_sweep import known_records, make_record
 
+WARMUP = "callbacks.lr_scaling.warmup_epochs"
+
 
 def with_config(record: RunRecord, **config: object) -> RunRecord:
     return replace(record, config=record.config | {key.replace("__", "."): value for key, value in config.items()})
@@ -134,3 +136,15 @@ def test_runs_without_a_seed_are_draws_of_their_own(write_sweep) -> None:
     # They can be compared all the same: a draw of the one with a draw of the other.
     assert list(small.values("test/acc")) == ["draw 1"]
     assert failures(table) == {large.condition: 1}  # another draw does not make up for it
+
+
+def test_of_two_copies_the_argument_of_a_class_is_kept_and_the_seed_before_all(write_sweep) -> None:
+    record = make_record("Adam", "none", 16, sam=False)
+    looked_up = {"callbacks.lr_scaling._target_": "lbtrain.LearningRateScaling"}
+    records = [
+        replace(record, config=record.config | looked_up | {key: value for key in ("warmup.x", WARMUP)}, started=str(i))
+        for i, value in enumerate((0, 10))
+    ]
+    assert varying(load_sweep(write_sweep(records))) == [WARMUP]
+    seeds = [with_config(record, seed=seed, data__seed=seed) for seed in (0, 1)]
+    assert varying(load_sweep(write_sweep(seeds))) == ["seed"]

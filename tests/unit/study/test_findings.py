@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lbtrain.study.attention import diverged
 from lbtrain.study.compare import also_differs
 from lbtrain.study.conditions import cells
 from lbtrain.study.families import MAX_FAMILIES, MAX_VARIANTS, families, ranked
@@ -250,3 +251,15 @@ def test_a_failed_run_is_listed_with_its_method(write_sweep, plain):
 def test_an_interval_over_few_seeds_is_said_to_reach_beyond_what_is_possible(write_sweep, seeds, said) -> None:
     runs = [make_record("Adam", "none", 64, sam=False, seed=seed) for seed in range(seeds)]
     assert any("beyond what is possible" in note for note in notes(load_sweep(write_sweep(runs)))) is said
+
+
+def test_of_many_settings_that_diverged_six_are_named_and_the_others_counted(write_sweep) -> None:
+    lost = {"train/loss": 2.31, "test/loss": 2.31}
+    records = [
+        replace(record, metrics=record.metrics | lost) if record.metrics["batch/global"] > 16 else record
+        for record in known_records()
+    ]
+    said = diverged(load_sweep(write_sweep(records)))
+    assert said.startswith("24 of 32 runs diverged, and no comparison uses them: ")
+    assert said.count(";") == 6
+    assert "; and 18 more settings, all of them listed. The rule: " in said
