@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 CONF, PAGES = ROOT / "conf", ROOT / "docs" / "experiments"
 # Those that are a study of their own; tune shows the search for settings, in docs/clusters.md.
 EXPERIMENTS = ("keskar2017", "loss_reduction", "lr_batch_grid", "steps_to_target", "surlemont2022")
-RUNS = {"keskar2017": 20, "loss_reduction": 12, "lr_batch_grid": 180, "steps_to_target": 32, "surlemont2022": 32}
+RUNS = {"keskar2017": 20, "loss_reduction": 12, "lr_batch_grid": 180, "steps_to_target": 40, "surlemont2022": 32}
 
 
 def composed(*overrides):
