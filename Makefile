@@ -25,7 +25,7 @@ test: env
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: env
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 study: env
 	$(BIN)/python train.py -m experiment=surlemont2022
