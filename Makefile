@@ -22,7 +22,8 @@ lint: env
 	$(BIN)/mypy
 
 test: env
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest tests/cli -m "alone and not slow"
+	$(BIN)/python -m pytest -m "not alone and not slow" -n auto --dist loadfile
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
