@@ -13,8 +13,10 @@ from lbtrain.study.between import between, between_alt
 from lbtrain.study.conditions import cells, label
 from lbtrain.study.cost import cost_plots
 from lbtrain.study.curves import curve_panels, curves_alt
+from lbtrain.study.diagnosis_sheets import TITLE, by_setting
 from lbtrain.study.draw_between import draw_between
 from lbtrain.study.draw_curves import draw_curves
+from lbtrain.study.draw_diagnoses import diagnoses_alt, draw_diagnoses
 from lbtrain.study.draw_grid import draw_grids
 from lbtrain.study.draw_lines import draw_plot, draw_ranking
 from lbtrain.study.draw_spectra import draw_spectra
@@ -87,7 +89,7 @@ def sketches(table: pd.DataFrame, folders: Sequence[Path] = ()) -> list[Sketch]:
         *_between(folders),
         *map(_of_plot, cost_plots(table)),
     ]
-    return found or _ranking(table)
+    return [*(found or _ranking(table)), *_diagnoses(table)]
 
 
 def _of_plot(plot: Plot) -> Sketch:
@@ -143,6 +145,15 @@ def _between(folders: Sequence[Path]) -> list[Sketch]:
             "between", title, between_alt(title, found), "Between two solutions", partial(draw_between, title, found)
         )
     ]
+
+
+def _diagnoses(table: pd.DataFrame) -> list[Sketch]:
+    settings = by_setting(table)
+    if len(settings) < 2 or not any(setting.problems for setting in settings):
+        return []
+    title = "Runs with each problem, by setting"
+    draw = partial(draw_diagnoses, title, settings)
+    return [Sketch("diagnoses", title, diagnoses_alt(title, settings), TITLE, draw)]
 
 
 def _ranking(table: pd.DataFrame) -> list[Sketch]:

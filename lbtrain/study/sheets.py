@@ -38,6 +38,7 @@ class Sheet:
         body: Rows.
         about: Sentences that stand before it.
         marked: Rows to set off: those without a result.
+        folded: Whether the page shows the rows only when asked to.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Sheet:
     body: tuple[tuple[Entry, ...], ...]
     about: tuple[str, ...] = ()
     marked: frozenset[int] = frozenset()
+    folded: bool = False
 
     @property
     def texts(self) -> tuple[tuple[str, ...], ...]:

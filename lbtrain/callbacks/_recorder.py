@@ -1,0 +1,235 @@
+"""Record a training: the loss of every step, and at some of them what a fixed subset of the data says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lbtrain._lightning import LightningModule, Trainer
+from lbtrain.callbacks._evidence import Evidence
+from lbtrain.callbacks._measure import check_measure_arguments
+from lbtrain.callbacks._recorder_gradients import NextGradients
+from lbtrain.callbacks._recorder_losses import StepLosses
+from lbtrain.callbacks._recorder_mean import WeightMean
+from lbtrain.callbacks._recorder_pace import Pace
+from lbtrain.callbacks._recorder_run import is_scaled, rate_of, refusal
+from lbtrain.callbacks._recorder_sample import Sampler
+from lbtrain.callbacks._trainer import is_optimizer_step, loss_scale
+
+
+class Recorder:
+    """Fill `Evidence` while a module trains, without a trace in the training.
+
+    Each optimizer step leaves its loss and its rate, on the device until the next sample. A sample takes the loss and
+    the gradient on a fixed subset of the training data in eval mode, the units and the gradient flow of that pass, and
+    every few samples the largest Hessian eigenvalue on part of the subset. The batch gradients of the steps behind it
+    tell how much of them is noise, and whether they alternate along the top eigenvector. A running mean of the weights
+    is kept for the question whether averaging would help. All ranks call each method together.
+
+    What is kept beside the weights, in copies of them: the mean, the top eigenvector (two for an optimizer that scales
+    each weight), until the next step the gradient of a sample, and in a step before a sample the old weights.
+
+    Args:
+        num_samples: Training samples of the subset, drawn by seed.
+        every_n_steps: Sample after each n-th optimizer step; None for 20 samples over the run. A run of unknown length
+            starts with every 10th step and doubles the interval, dropping every second sample, whenever it has 40.
+        curvature_every: Samples from one with the largest eigenvalue to the next.
+        seed: Of the draw and of the first start vector.
+        batch_size: Samples per evaluation and device; None as in training, or more where samples are small.
+
+    Attributes:
+        evidence: What has been read off the device; `read` brings it up to date.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 256,
+        every_n_steps: int | None = None,
+        curvature_every: int = 5,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        check_measure_arguments(num_samples, batch_size, seed)
+        _check_count("every_n_steps", every_n_steps, "None for 20 samples over the run")
+        _check_count("curvature_every", curvature_every, "5 to measure curvature at every fifth sample")
+        self._sampler = Sampler(num_samples, batch_size, seed)
+        self._pace = Pace(every_n_steps, curvature_every)
+        self._losses, self._mean = StepLosses(), WeightMean()
+        self._next: list[NextGradients] = []
+        self._before: dict[int, Tensor] = {}
+        self._rate: float | Tensor = 0.0
+        self._scale = 1.0
+        self.evidence = Evidence()
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why something is not recorded, by what: `samples`, `curvature`."""
+        return self._sampler.left_out
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far."""
+        return self._sampler.seconds
+
+    @property
+    def num_evaluations(self) -> int:
+        """Values, gradients and Hessian products so far."""
+        return self._sampler.num_evaluations
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the first sample of a run, before its first step.
+
+        Args:
+            trainer: The Trainer, in `on_train_batch_start` of the first batch of a fit.
+            pl_module: Its module.
+        """
+        self._pace.begin(trainer)
+        step = trainer.global_step
+        # Steps that nobody recorded, in a run that goes on from a checkpoint without this state.
+        self._losses.miss(step - len(self.evidence.losses) - len(self._losses), rate_of(trainer))
+        self.left_out.clear()
+        if reason := refusal(trainer, pl_module):
+            self.left_out["samples"] = reason
+        if not self.evidence.points:
+            self._sample(trainer, pl_module, step)
+
+    def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the gradient of the step to come.
+
+        Args:
+            trainer: The Trainer, in `on_before_optimizer_step`.
+            pl_module: Its module.
+        """
+        self._rate = rate_of(trainer)
+        self._scale = loss_scale(trainer)
+        if self._next:
+            factor = self._losses.gradient_factor(trainer.accumulate_grad_batches)
+            factor /= self._scale if is_scaled(trainer) else 1.0
+            for gradients in self._next:
+                gradients.see(factor)
+        if self._pace.is_due(trainer.global_step + 1) and self._sampler.is_on:
+            self._before = {id(p): p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
+
+    def after_batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
+        """Take in the loss of a batch; behind the last one of a step that is due, take a sample.
+
+        Args:
+            trainer: The Trainer, in `on_train_batch_end` of every batch.
+            pl_module: Its module.
+            outputs: What that hook was given.
+        """
+        self._losses.see(outputs)
+        if not is_optimizer_step(trainer):
+            return
+        # A scaler that has found an overflow lowers its scale and leaves the step out.
+        skipped = loss_scale(trainer) < self._scale
+        self._losses.close(trainer.accumulate_grad_batches, self._rate, skipped=skipped)
+        step = trainer.global_step
+        if self._pace.is_mean_due(step) and not skipped and self._sampler.is_on:
+            self._mean.add(pl_module, step)
+        if self._pace.is_due(step):
+            # Loggers count this step only after the hook; the weights have seen it already.
+            if skipped:
+                self._before = {}  # no update to be seen
+            self._sample(trainer, pl_module, step, logged=1)
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take a sample at the last weights, with curvature, unless there is one.
+
+        Args:
+            trainer: The Trainer, in `on_train_end`.
+            pl_module: Its module.
+        """
+        points = self.evidence.points
+        if not points or points[-1].step != trainer.global_step:
+            self._sample(trainer, pl_module, trainer.global_step, final=True)
+        else:
+            self.read(trainer)
+
+    def read(self, trainer: Trainer | None = None) -> Evidence:
+        """Bring the evidence up to date, which waits for the device.
+
+        Args:
+            trainer: To average the losses of steps over the ranks, all of which must call; None for this rank's own.
+
+        Returns:
+            The evidence.
+        """
+        self._losses.move(self.evidence, trainer)
+        self._settle()
+        return self.evidence
+
+    @property
+    def recent_losses(self) -> tuple[float, ...]:
+        """Losses on the subset at the samples of the last quarter of the steps, over which the mean is."""
+        points = self.evidence.points
+        return tuple(p.loss for p in points if p.step > 0 and 4 * p.step >= 3 * points[-1].step)
+
+    def loss_at_mean(self, trainer: Trainer, pl_module: LightningModule) -> float | None:
+        """Return the loss on the subset at the running mean of the weights; every rank takes part.
+
+        Args:
+            trainer: The Trainer, in training.
+            pl_module: Its module; its weights come back bit for bit.
+
+        Returns:
+            Loss per sample, to be held against `recent_losses`; None where nothing is sampled or no step was done.
+        """
+        if not self._sampler.is_on or self._mean.is_empty:
+            return None
+        return self._sampler.loss_at(trainer, pl_module, self._mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs, in plain Python and tensors on the host."""
+        self._settle()
+        return {
+            "evidence": self.evidence.state_dict(),
+            "losses": self._losses.state_dict(),
+            "mean": self._mean.state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "pace": self._pace.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: From `state_dict`.
+        """
+        self.evidence = Evidence.from_state(state["evidence"])
+        for name in ("losses", "mean", "sampler", "pace"):
+            getattr(self, f"_{name}").load_state_dict(state[name])
+
+    def _settle(self) -> None:
+        for gradients in self._next:
+            gradients.move(self.evidence)
+        self._next = [g for g in self._next if not g.is_done]
+
+    def _sample(
+        self, trainer: Trainer, pl_module: LightningModule, step: int, *, logged: int = 0, final: bool = False
+    ) -> None:
+        """Read what waits, and take a sample if one is due."""
+        before, self._before = self._before, {}
+        self.read(trainer)
+        points = self.evidence.points
+        if self._pace.grow(len(points)):
+            points[:] = [p for p in points if self._pace.is_due(p.step)]
+            self._next = []  # they refer to points by their places
+        if not self._sampler.is_on or not (final or self._pace.is_due(step) or step == 0):
+            return
+        curved = final or self._pace.has_curvature(step)
+        found = self._sampler.take(trainer, pl_module, before, has_curvature=curved, logged=logged)
+        if found is None:
+            return
+        points.append(found.point)
+        if not final:
+            self._next.append(NextGradients(len(points) - 1, found.params, found.gradient, found.direction))
+
+
+def _check_count(name: str, value: Any, alternative: str) -> None:
+    none = value is None and "None" in alternative
+    if not none and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}: set {alternative}")

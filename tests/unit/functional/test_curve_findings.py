@@ -1,0 +1,163 @@
+"""All judges of training curves on real little runs: healthy ones are silent, sick ones found by the right judge."""
+
+import math
+
+import pytest
+import torch
+
+from lbtrain.functional.critical_point import critical_point
+from lbtrain.functional.decay import decay_findings
+from lbtrain.functional.diagnosis import Finding, ranked
+from lbtrain.functional.fluctuation import fluctuation_finding
+from lbtrain.functional.instability import instability_finding
+from lbtrain.functional.oscillation import oscillation_finding
+from lbtrain.functional.results import Spectrum
+from lbtrain.functional.slow_progress import slow_finding
+from lbtrain.functional.stuck import plateau_finding, saddle_finding
+from tests.curves import Problem, Recorded, least_squares, network, train
+
+
+def findings(run: Recorded, momentum: float) -> tuple[Finding, ...]:
+    curve, ends = run.curve, {"lambda_min": run.lambda_min, "lambda_max": run.lambda_max}
+    spectrum = Spectrum((run.lambda_max,), (0.0,), run.lambda_min, 0.0, True, 1)
+    verdict = critical_point(spectrum, curve.gradient_norms[-1], curve.levels[-1], run.weight_norm).kind
+    found = [
+        instability_finding(curve),
+        oscillation_finding(curve, averaging=run.averaging),
+        fluctuation_finding(curve, averaging=run.averaging),
+        slow_finding(curve, momentum=momentum),
+        *decay_findings(curve),
+        plateau_finding(curve, verdict=verdict, **ends),
+        saddle_finding(curve, **ends),
+    ]
+    return ranked(f for f in found if f is not None)
+
+
+def cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def warmed(done: float) -> float:
+    return 10 * done + 0.001 if done < 0.1 else cosine((done - 0.1) / 0.9)
+
+
+def mlp(seed: int) -> Problem:
+    return network(64, 32, 10, seed=seed)
+
+
+def softmax(seed: int) -> Problem:
+    return network(64, 10, scale=0.0, seed=seed)
+
+
+def regression(seed: int) -> Problem:
+    return least_squares(floor=0.5, seed=seed)
+
+
+SGD = {"rate": 0.1, "steps": 200, "batch": 32}
+MOMENTUM = {"rate": 0.02, "steps": 200, "batch": 32, "momentum": 0.9}
+FULL = {"steps": 150, "batch": 1024}
+HEALTHY = {
+    "network": (mlp, SGD),
+    "network, momentum": (mlp, MOMENTUM),
+    "network, high rate": (mlp, {**MOMENTUM, "rate": 0.05}),
+    "network, cosine": (mlp, {**MOMENTUM, "rate": 0.05, "schedule": cosine}),
+    "network, step decay": (mlp, {**MOMENTUM, "rate": 0.05, "schedule": lambda x: 1.0 if x < 0.5 else 0.1}),
+    "network, Adam": (mlp, {"rate": 1e-3, "steps": 300, "batch": 32, "adam": True}),
+    "network, Adam at a high rate": (mlp, {"rate": 1e-2, "steps": 200, "batch": 32, "adam": True}),
+    "network, batch 16": (mlp, {**MOMENTUM, "rate": 0.01, "steps": 300, "batch": 16}),
+    "network, batch 4": (mlp, {"rate": 0.01, "steps": 600, "batch": 4}),
+    "network, batch 256 warmed up": (
+        mlp,
+        {"rate": 0.3, "steps": 150, "batch": 256, "momentum": 0.9, "schedule": warmed},
+    ),
+    "network, full batch warmed up": (
+        mlp,
+        {**FULL, "rate": 0.2, "momentum": 0.9, "schedule": lambda x: min(1, 10 * x + 0.01)},
+    ),
+    "network, near the edge of stability": (mlp, {**FULL, "rate": 0.5}),
+    "network, at the edge of stability": (mlp, {**FULL, "rate": 1.0}),
+    "network, 40 steps": (mlp, {**MOMENTUM, "rate": 0.05, "steps": 40}),
+    "tanh": (lambda seed: network(64, 32, 10, activation=torch.tanh, seed=seed), SGD),
+    "deep": (lambda seed: network(64, 32, 32, 32, 10, seed=seed), MOMENTUM),
+    "softmax": (softmax, {**SGD, "rate": 0.05}),
+    "softmax, cosine": (softmax, {**SGD, "rate": 0.2, "schedule": cosine}),
+    "softmax, full batch": (softmax, {**FULL, "rate": 0.3}),
+    "regression": (regression, {**SGD, "rate": 0.5}),
+    "regression, lr*lambda_max = 1": (regression, {**FULL, "batch": 512, "rate": 1.0}),
+    "regression, lr*lambda_max = 1.4 without noise": (regression, {**FULL, "batch": 512, "rate": 1.4}),
+    "regression, a floor of nine tenths": (lambda seed: least_squares(floor=3.0, seed=seed), SGD),
+    "regression, step decay": (regression, {**SGD, "rate": 0.5, "schedule": lambda x: 1.0 if x < 0.5 else 0.1}),
+    "regression, momentum": (regression, {**MOMENTUM, "rate": 0.2, "schedule": cosine}),
+}
+SICK = {
+    "instability": [
+        (lambda seed: least_squares(noise=0.5, seed=seed), {"rate": 2.2, "steps": 60, "batch": 16}),
+        (lambda seed: least_squares(seed=seed), {"rate": 2.2, "steps": 60, "batch": 512}),
+        (lambda seed: network(64, 10, squared=True, seed=seed), {"rate": 0.15, "steps": 60, "batch": 64}),
+        (mlp, {"rate": 4.0, "steps": 60, "batch": 512, "momentum": 0.9}),
+    ],
+    "oscillations": [
+        (lambda seed: least_squares(noise=0.5, seed=seed), {"rate": 1.5, "steps": 250, "batch": 16}),
+        (lambda seed: least_squares(noise=0.3, seed=seed), {"rate": 2.25, "steps": 250, "batch": 16, "momentum": 0.5}),
+    ],
+    "fluctuations": [
+        (lambda seed: least_squares(noise=0.5, seed=seed), {"rate": 0.5, "steps": 400, "batch": 2}),
+        (softmax, {"rate": 1.0, "steps": 800, "batch": 2}),
+    ],
+    "slow progress": [
+        (mlp, {"rate": 5e-4, "steps": 100, "batch": 32}),
+        (mlp, {"rate": 1e-4, "steps": 100, "batch": 32, "momentum": 0.9}),
+        (regression, {"rate": 0.005, "steps": 60, "batch": 32}),
+    ],
+    "decay too early": [
+        (mlp, {"rate": 0.05, "steps": 240, "batch": 64, "schedule": lambda x: 1.0 if x < 1 / 12 else 0.01}),
+        (
+            mlp,
+            {
+                "rate": 0.01,
+                "steps": 240,
+                "batch": 64,
+                "momentum": 0.9,
+                "schedule": lambda x: 1.0 if x < 1 / 12 else 0.01,
+            },
+        ),
+    ],
+    "decay too late": [
+        (
+            lambda seed: least_squares(noise=1.2, seed=seed),
+            {"rate": 0.7, "steps": 400, "batch": 8, "schedule": lambda x: 1.0 if x < 0.9 else 0.1},
+        ),
+    ],
+    "plateau": [
+        (
+            lambda seed: network(64, 32, 10, activation=torch.sign, frozen_output=True, seed=seed),
+            {"rate": 0.1, "steps": 60, "batch": 32},
+        ),
+    ],
+    "saddle": [
+        (
+            lambda seed: network(64, 32, 10, activation=lambda x: x, scale=1e-4, squared=True, seed=seed),
+            {"rate": 0.02, "steps": 160, "batch": 64},
+        ),
+    ],
+}
+CASES = [(name, place) for name, runs in SICK.items() for place in range(len(runs))]
+
+
+# One seed for the quick suite; a run takes some tenths of a second.
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_gets_no_finding(name: str, seed: int) -> None:
+    problem, given = HEALTHY[name]
+    assert findings(train(problem(seed), seed=seed, **given), given.get("momentum", 0.0)) == ()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("name", "place"), CASES)
+def test_a_sick_run_gets_its_own_finding_first(name: str, place: int, seed: int) -> None:
+    problem, given = SICK[name][place]
+    found = findings(train(problem(seed), seed=seed, **given), given.get("momentum", 0.0))
+    assert [f.problem for f in found][:1] == [name], [f.evidence for f in found]
