@@ -16,6 +16,9 @@ from lbtrain.functional.slow_progress import slow_finding
 from lbtrain.functional.stuck import plateau_finding, saddle_finding
 from tests.curves import Problem, Recorded, least_squares, network, train
 
+# Real runs, some tenths of a second each; each function has quick tests of its own.
+pytestmark = pytest.mark.slow
+
 
 def findings(run: Recorded, momentum: float) -> tuple[Finding, ...]:
     curve, ends = run.curve, {"lambda_min": run.lambda_min, "lambda_max": run.lambda_max}
@@ -144,18 +147,14 @@ SICK = {
 CASES = [(name, place) for name, runs in SICK.items() for place in range(len(runs))]
 
 
-# One seed for the quick suite; a run takes some tenths of a second.
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
-
-
-@pytest.mark.parametrize("seed", SEEDS[:3])
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_run_gets_no_finding(name: str, seed: int) -> None:
     problem, given = HEALTHY[name]
     assert findings(train(problem(seed), seed=seed, **given), given.get("momentum", 0.0)) == ()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("name", "place"), CASES)
 def test_a_sick_run_gets_its_own_finding_first(name: str, place: int, seed: int) -> None:
     problem, given = SICK[name][place]
