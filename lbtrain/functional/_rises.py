@@ -109,6 +109,20 @@ def fatal_spike(curve: Curve, factor: float, recovered: float, material: float, 
     return Rise(step, start, losses[peak], "never recovers", (losses[peak] - start) / needed)
 
 
+def undone(curve: Curve, spike: float, recovered: float, learned: float) -> Rise | None:
+    """Return the spike around which a run beyond its largest stable rate lost again what it had learned."""
+    start, losses, levels = curve.start, curve.losses, curve.levels
+    known = [s for _, s in curve.known_stabilities()]
+    if len(losses) < 6 or len(levels) < 4 or start <= 0 or max(known, default=0.0) < 1:
+        return None
+    # The last quarter, so that a loss which comes back again and again is not taken at a bad moment.
+    end, peak = median(levels[-max(1, len(levels) // 4) :]), max(range(len(losses)), key=losses.__getitem__)
+    if end < recovered * start or min(levels) > (1 - learned) * start or losses[peak] < spike * start:
+        return None
+    needed = (spike - 1) * start
+    return Rise(rise_start(losses, 1.2 * start, peak), start, losses[peak], "undid", (losses[peak] - start) / needed)
+
+
 def loss_of_number(curve: Curve) -> Rise | None:
     """Return the rise that ends in a loss that is no finite number."""
     lost = next((i for i, v in enumerate(curve.losses) if not math.isfinite(v)), None)

@@ -2,7 +2,7 @@
 
 import math
 
-from lbtrain.functional._rises import Rise, fatal_spike, lasting_rise, loss_of_number, rise_above_start
+from lbtrain.functional._rises import Rise, fatal_spike, lasting_rise, loss_of_number, rise_above_start, undone
 from lbtrain.functional._robust import two_digits
 from lbtrain.functional.diagnosis import Finding, Remedy
 from lbtrain.functional.training_curve import Curve
@@ -16,6 +16,7 @@ def instability_finding(
     material: float = 0.1,
     spike: float = 1.5,
     recovered: float = 0.8,
+    learned: float = 0.25,
     outlier: float = 8.0,
     target: float = 0.5,
 ) -> Finding | None:
@@ -27,6 +28,7 @@ def instability_finding(
     - the batch losses leave their lowest level for one that is ``factor`` times higher and do not return to it;
     - the loss on the fixed subset ends at ``factor`` times its start or more;
     - a spike of ``spike`` times the start, early or to undo what was learned, after which ``recovered`` of it is left;
+    - such spikes in a run beyond its largest stable rate, which had learned ``learned`` of the loss and ends without;
     - a loss that is no finite number.
 
     Bumps that recover and the noise of small batches are none.
@@ -39,6 +41,8 @@ def instability_finding(
         spike: Height of such a spike over the start, without unit. A choice: less than ``factor``, since a run that
             learned nothing after it bears it out.
         recovered: Share of the first loss that is left where a spike has ended learning, without unit. A choice.
+        learned: Share of the first loss that had gone before it came back, without unit. A choice: more than the first
+            steps of any network bring, which learn how frequent the labels are.
         outlier: Height of such a spike in 0.9-quantiles of the batches' distances from their running median. A choice:
             13 standard deviations if these are Gaussian, and above the tails of losses that are exponential.
         target: Stability that the remedy's rate has, without unit. At 0.5, where rate * lambda_max = 1, the top
@@ -56,6 +60,7 @@ def instability_finding(
             rise_above_start(curve, factor)
             or lasting_rise(curve, factor, material)
             or fatal_spike(curve, spike, recovered, material, outlier)
+            or undone(curve, spike, recovered, learned)
         )
     if rise is None:
         return None
@@ -86,6 +91,8 @@ def _words(rise: Rise) -> str:
         return f"the loss {times} at step {rise.step}, from {rise.low:.3g} to {rise.high:.3g}, and never recovered"
     if rise.kind == "ends above its start":
         return f"the loss {times} above its start from step {rise.step} on, from {rise.low:.3g} to {rise.high:.3g}"
+    if rise.kind == "undid":
+        return f"the loss {times} at step {rise.step}, from {rise.low:.3g} to {rise.high:.3g}, and undid the learning"
     return f"the loss {times} at step {rise.step} and stayed up, from {rise.low:.3g} to {rise.high:.3g}"
 
 

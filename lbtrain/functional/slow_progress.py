@@ -15,7 +15,7 @@ def slow_finding(
     momentum: float = 0.0,
     convexity: Convexity | None = None,
     left: float = 0.5,
-    straight: float = 0.5,
+    straight: float = 0.3,
     stability: float = 0.05,
     match: float = 2.0,
     target: float = 0.25,
@@ -34,7 +34,8 @@ def slow_finding(
         left: Share of the first loss that must be left at the end, without unit. A choice: a run that halves its loss
             is not called slow.
         straight: Slope over the second half of the way in the sum of rates, against that over the first, without unit.
-            An exponential whose fall has come down to half its slope has half of its way behind it.
+            A single exponential that has come down to 0.3 of its slope has a third of its way left; the loss of a
+            network, a sum of them, has more.
         stability: Largest stability of a slow run, without unit: the rate could be 20 times as large.
         match: Factor by which the fall may differ from that sum, without unit. A choice: between two samples the
             squared norm changes by less.

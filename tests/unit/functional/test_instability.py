@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from lbtrain.functional._rises import undone
 from lbtrain.functional.instability import instability_finding
 from lbtrain.functional.training_curve import Curve
 
@@ -20,6 +21,30 @@ def sampled(losses: list[float], every: int, **more) -> Curve:
     steps = list(range(0, len(losses), every))
     rates = more.pop("rates", steady(len(losses)))
     return Curve(losses, rates, steps, [losses[s] for s in steps], **more)
+
+
+def undoing(stability: float, *, low: float = 1.2, peak: float = 4.0, end: float = 2.25) -> Curve:
+    """Return a run that learns, spikes twice, recovers once, and ends as if it had learned nothing."""
+    losses = [2.3, 2.0, 1.6, low, 2.0, peak, 2.0, 1.6, low, 2.2, peak - 0.1, *[end] * 29]
+    steps = list(range(0, 40, 2))
+    known = [stability if i % 5 == 0 else None for i in range(len(steps))]
+    return Curve(losses, steady(40), steps, [losses[s] for s in steps], stabilities=known)
+
+
+def test_a_run_beyond_its_largest_rate_that_undid_its_learning_is_unstable_from_the_spike_on() -> None:
+    found = instability_finding(undoing(1.1))
+    assert found is not None
+    assert found.since == 5
+    assert "from 2.3 to 4, and undid the learning" in found.evidence
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [undoing(0.9), undoing(1.1, low=1.9), undoing(1.1, peak=3.3), undoing(1.1, end=1.7)],
+    ids=["a stable rate", "nothing learned before", "no spike", "much learned in the end"],
+)
+def test_each_part_of_that_is_needed(curve: Curve) -> None:
+    assert undone(curve, 1.5, 0.8, 0.25) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
