@@ -25,7 +25,7 @@ def sampled(losses: list[float], every: int, **more) -> Curve:
 
 def undoing(stability: float, *, low: float = 1.2, peak: float = 4.0, end: float = 2.25) -> Curve:
     """Return a run that learns, spikes twice, recovers once, and ends as if it had learned nothing."""
-    losses = [2.3, 2.0, 1.6, low, 2.0, peak, 2.0, 1.6, low, 2.2, peak - 0.1, *[end] * 29]
+    losses = [2.3, 2.1, low, low, 2.0, peak, 2.0, low, low, 2.2, peak - 0.1, *[end] * 29]
     steps = list(range(0, 40, 2))
     known = [stability if i % 5 == 0 else None for i in range(len(steps))]
     return Curve(losses, steady(40), steps, [losses[s] for s in steps], stabilities=known)
