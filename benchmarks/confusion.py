@@ -3,14 +3,18 @@
     python benchmarks/confusion.py
     python benchmarks/confusion.py --seeds 0 --runs dead_relu healthy_sgd --no-cures
 
-A row is a run of the gallery, a column what was found first; a cell counts seeds. For the runs that a change of the
-config cures, the last columns have how many of them the first remedy cured (training loss at the end at least halved)
-and the smallest factor by which the loss fell. Below the table: what each finding out of place said.
+The first table has a row for each run of the gallery: the problem that it was built to have, for how many seeds that
+was found first, and what was found instead. For the runs that a change of the config cures, the last columns have how
+many of them the first remedy cured (training loss at the end at least halved), and the smallest factor by which the
+loss fell; 0 if a run diverged. The second table is the confusion matrix, with the runs of a problem and their seeds
+summed: rows are what they were built to have, columns, with the same numbers, what was found first. Below them: what
+each finding out of place said.
 """
 
 import argparse
 import contextlib
 import io
+import logging
 import math
 import multiprocessing
 import os
@@ -41,6 +45,7 @@ def prepare() -> None:
     """Make a process of the pool train quietly on one thread."""
     sys.path.insert(0, str(ROOT))
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # of Lightning, on devices and on the end of each run
     os.environ.setdefault("WANDB_MODE", "offline")
     import torch
 
@@ -72,24 +77,48 @@ def ratio(sick: float, cured: float) -> float:
 
 
 def table(rows: Sequence[Row], expected: dict[str, str]) -> str:
-    """Return the confusion table in markdown.
+    """Return what was found of each run, in markdown.
 
     Args:
         rows: One for each run and seed.
         expected: The problem of each run by its name.
     """
-    names = list(dict.fromkeys(row.name for row in rows))
-    found = list(dict.fromkeys([expected[name] for name in names] + [row.first for row in rows]))
-    lines = ["| run | built to have | " + " | ".join(found) + " | cured | loss fell by, least |"]
-    lines.append("|---" * (len(found) + 4) + "|")
-    for name in names:
+    lines = ["| run | built to have | right | found instead | cured | least factor |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(row.name for row in rows):
         mine = [row for row in rows if row.name == name]
-        counts = Counter(row.first for row in mine)
-        cells = [f"**{n}**" if word == expected[name] and n else str(n or "") for word in found for n in [counts[word]]]
+        other = Counter(row.first for row in mine if row.first != expected[name])
+        instead = ", ".join(f"{word} {n}x" for word, n in other.items())
         factors = [row.factor for row in mine if row.factor is not None]
-        cured = f"{sum(f >= 2 for f in factors)} of {len(factors)}" if factors else "-"
-        least = f"{min(factors):.3g}x" if factors else "-"
-        lines.append(f"| {name} | {expected[name]} | {' | '.join(cells)} | {cured} | {least} |")
+        cured = f"{sum(f >= 2 for f in factors)} of {len(factors)}" if factors else ""
+        right = f"{len(mine) - other.total()} of {len(mine)}"
+        lines.append(f"| `{name}` | {expected[name]} | {right} | {instead} | {cured} | {least(factors)} |")
+    return "\n".join(lines)
+
+
+def least(factors: Sequence[float]) -> str:
+    """Return the smallest factor in words that a table has room for."""
+    if not factors:
+        return ""
+    return "over 1000" if min(factors) > 1000 else f"{min(factors):.2g}"
+
+
+def matrix(rows: Sequence[Row], expected: dict[str, str], order: Sequence[str]) -> str:
+    """Return the confusion matrix in markdown: what runs were built to have against what was found first.
+
+    Args:
+        rows: One for each run and seed.
+        expected: The problem of each run by its name.
+        order: Of the words.
+    """
+    counts = Counter((expected[row.name], row.first) for row in rows)
+    words = sorted({word for pair in counts for word in pair}, key=list(order).index)
+    lines = ["| built to have, found first | " + " | ".join(str(i) for i, _ in enumerate(words, 1)) + " |"]
+    lines.append("|---" * (len(words) + 1) + "|")
+    for i, built in enumerate(words, 1):
+        cells = [
+            f"**{n}**" if found == built and n else str(n or "") for found in words for n in [counts[built, found]]
+        ]
+        lines.append(f"| {i} {built} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -120,7 +149,8 @@ def parsed(runs: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from tests.sick_runs import GALLERY
+    from lbtrain.functional.diagnosis import PROBLEMS
+    from tests.sick_runs import GALLERY, HEALTHY
 
     options = parsed(list(GALLERY))
     expected = {name: told.problem for name, told in GALLERY.items()}
@@ -128,7 +158,8 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(options.processes, prepare) as pool:
         rows = pool.map(measure, jobs, chunksize=1)
     wrong = mistakes(rows, expected)
-    print("\n\n".join([table(rows, expected), summary(rows, expected), *(["\n".join(wrong)] if wrong else [])]))
+    tables = [table(rows, expected), matrix(rows, expected, [*PROBLEMS, HEALTHY])]
+    print("\n\n".join([*tables, summary(rows, expected), *(["\n".join(wrong)] if wrong else [])]))
     sys.exit(1 if wrong else 0)
 
 

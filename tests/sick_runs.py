@@ -52,6 +52,8 @@ GALLERY = {
     "healthy_softmax": Expected(HEALTHY),
     "healthy_large_batch": Expected(HEALTHY),
     "healthy_least_squares": Expected(HEALTHY),
+    "healthy_noisy_labels": Expected(HEALTHY),
+    "healthy_batch_norm": Expected(HEALTHY),
 }
 SICK = [name for name, expected in GALLERY.items() if expected.problem != HEALTHY]
 CURABLE = [name for name, expected in GALLERY.items() if expected.curable]

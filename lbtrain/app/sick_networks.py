@@ -169,6 +169,45 @@ class LinearMap(nn.Module):
         return inputs.flatten(1) @ self.weight.T
 
 
+class ResidualNet(nn.Module):
+    """A small residual network with batch normalization, for images of one channel: a sound one, as most use it.
+
+    A convolution, then blocks x -> relu(x + N(conv(relu(N(conv(x)))))), with N for batch normalization, the mean over
+    positions and a dense layer.
+
+    Args:
+        num_classes: Outputs.
+        width: Filters of each convolution.
+        blocks: Residual blocks.
+    """
+
+    def __init__(self, num_classes: int = 10, width: int = 16, blocks: int = 1) -> None:
+        super().__init__()
+        convolved = lambda channels: [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        ]
+        self.stem = nn.Sequential(*convolved(1), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*convolved(width), nn.ReLU(), *convolved(width)) for _ in range(blocks)
+        )
+        self.dense = nn.Linear(width, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the scores of the classes.
+
+        Args:
+            inputs: Shape (N, 1, height, width).
+
+        Returns:
+            Shape (N, num_classes).
+        """
+        features = self.stem(inputs)
+        for block in self.blocks:
+            features = torch.relu(features + block(features))
+        return self.dense(features.mean((2, 3)))
+
+
 def _dense(width: int, units: int, init_scale: float, same: Tensor, bias: float) -> nn.Linear:
     """Return a dense layer at its start."""
     layer, spread = nn.Linear(width, units), math.sqrt(2 / width)

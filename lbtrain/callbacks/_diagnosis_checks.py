@@ -1,7 +1,8 @@
 """The checks of a diagnosis: which there are, which are asked for, and with which thresholds."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -50,6 +51,9 @@ CHECKS: dict[str, tuple[Callable[..., Any], ...]] = {
 _FACTS = frozenset({"momentum", "residual"})
 # Thresholds that are chosen by the precision where they are None.
 _CHOSEN = frozenset({"tolerance", "step"})
+# Thresholds that are shares of a whole, at most 1, and those that may be negative; all others are just above 0.
+_SHARES = frozenset({"dead_share", "saturated_share", "min_share", "trend", "share", "noise", "late"})
+_SIGNED = frozenset({"correlation"})
 
 
 def asked_for(checks: Mapping[str, bool] | None) -> tuple[str, ...]:
@@ -62,8 +66,10 @@ def asked_for(checks: Mapping[str, bool] | None) -> tuple[str, ...]:
         Their names.
 
     Raises:
-        ValueError: If a name is no check, or a value not True or False.
+        ValueError: If it is no mapping, a name is no check, or a value not True or False.
     """
+    if checks is not None and not isinstance(checks, Mapping):
+        raise ValueError(f"checks must say by name whether to make a check, such as {_form(checks)}, got {checks!r}")
     for name, is_on in (checks or {}).items():
         _known("checks", name, tuple(CHECKS))
         if not isinstance(is_on, bool):
@@ -81,16 +87,19 @@ def limits_of(thresholds: Mapping[str, Mapping[str, float]] | None) -> dict[str,
         The same for every check; empty for those that are not named.
 
     Raises:
-        ValueError: If a name is no check, no threshold of its check, or a value no number.
+        ValueError: If it is no mapping, a name is no check, no threshold of its check, or a value out of range.
     """
+    if thresholds is not None and not isinstance(thresholds, Mapping):
+        form = "{'units': {'dead_share': 0.3}}"
+        raise ValueError(f"thresholds must have values by argument for each check, such as {form}, got {thresholds!r}")
     for check, values in (thresholds or {}).items():
         _known("thresholds", check, tuple(CHECKS))
         if not isinstance(values, Mapping):
             raise ValueError(f"thresholds[{check!r}] must be a mapping from an argument to its value, got {values!r}")
+        defaults = thresholds_of(check)
         for name, value in values.items():
-            _known(f"thresholds[{check!r}]", name, tuple(thresholds_of(check)))
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"thresholds[{check!r}][{name!r}] must be a number, got {value!r}")
+            _known(f"thresholds[{check!r}]", name, tuple(defaults))
+            _in_range(check, name, value, defaults[name])
     return {check: dict((thresholds or {}).get(check, {})) for check in CHECKS}
 
 
@@ -124,6 +133,32 @@ def given(function: Callable[..., Any], limits: Limits) -> dict[str, float]:
         Arguments for it.
     """
     return {name: value for name, value in limits.items() if name in inspect.signature(function).parameters}
+
+
+def _in_range(check: str, name: str, value: object, default: float | None) -> None:
+    """Refuse a threshold that is no number, or one that nothing or everything would pass.
+
+    Raises:
+        ValueError: Then.
+    """
+    where = f"thresholds[{check!r}][{name!r}]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{where} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{where} must be finite, got {value!r}; to leave the check out: checks={{{check!r}: False}}")
+    if isinstance(default, int) and not isinstance(value, int):
+        raise ValueError(f"{where} must be a whole number, as its default {default}, got {value!r}")
+    low, high = (-1.0, 1.0) if name in _SIGNED else (0.0, 1.0 if name in _SHARES else math.inf)
+    if not low < value <= high:
+        bounds = f"above {low:g}" if high == math.inf else f"above {low:g} and at most {high:g}"
+        raise ValueError(f"{where} must be {bounds}, got {value!r}; its default is {default}")
+
+
+def _form(checks: object) -> str:
+    """Return what someone may have meant who gave a list of names."""
+    names = checks if isinstance(checks, Sequence) and not isinstance(checks, str) else [checks]
+    named = [name for name in names if name in CHECKS] or ["gradients"]
+    return f"{{{', '.join(f'{name!r}: False' for name in named)}}} to leave out"
 
 
 def _known(where: str, name: str, names: tuple[str, ...]) -> None:

@@ -1,12 +1,14 @@
 """The examinations when training ends, which only symptoms ask for: both ends of the spectrum, and all of the data."""
 
 import math
+import time
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from lbtrain.callbacks._agreement import together
 from lbtrain.callbacks._diagnosis_ledger import Ledger, LeftOut, over_ranks
 from lbtrain.callbacks._diagnosis_scene import Scene
 from lbtrain.callbacks._frozen_data import seeded
@@ -30,6 +32,10 @@ _GROWN = 2.0
 _TOL, _MOST_PRODUCTS = 0.01, 60
 # Samples that are looked through for invalid values where the loss has become no number: a choice, all of MNIST.
 _MOST_SCANNED = 65536
+# Seconds for that on each rank: a choice, a minute's wait behind a run that has failed.
+_MOST_SECONDS = 60.0
+# Memory for Krylov vectors: a choice, all of them for a million parameters; of large models as few as still converge.
+_MEMORY, _FEWEST_ROWS = 256 * 2**20, 10
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,14 @@ def look_around(scene: Scene) -> EndPoint:
     Returns:
         What was found.
     """
-    scene.batch_size = evaluation_size(scene.trainer, scene.pl_module, scene.num_samples, scene.seed)
+    trainer, module = scene.trainer, scene.pl_module
+    scene.batch_size = together(trainer, lambda: evaluation_size(trainer, module, scene.num_samples, scene.seed))
     with scene.subset() as loss:
         value, gradient = loss.slope()
+        memory = max(_MEMORY, _FEWEST_ROWS * loss.dim * loss.dtype.itemsize)
         spectrum = lanczos(
             loss.hvp, loss.dim, tol=_TOL, max_matvecs=_MOST_PRODUCTS, generator=scene.generator, dtype=loss.dtype,
-            device=loss.device, repeated=False,
+            device=loss.device, repeated=False, memory_bytes=memory,
         )  # fmt: skip
         weights, slope = float(norm([p.detach() for p in loss.params])), float(norm([gradient]))
         scene.evaluations += loss.num_matvecs
@@ -90,12 +98,14 @@ def looked_through(scene: Scene, curve: Curve, first: Ledger) -> Ledger:
     """
     ledger, again = Ledger(), Ledger()
     ledger.take(first)
-    is_asked = "data" in ledger.left_out or ledger.found.get("data") == ()
+    is_asked = "data" in ledger.left_out or "data" in ledger.found
     wanted = is_asked and not all(map(math.isfinite, (*curve.losses, *curve.levels)))
     if scene.trainer.strategy.broadcast(wanted):
         again.judge("data", lambda: scan(scene))
-        ledger.left_out.pop("data", None)
-        ledger.take(over_ranks(scene.trainer, again))
+        again = over_ranks(scene.trainer, again)
+        if again.found.get("data") or not ledger.found.get("data"):  # else what the first batch had stands
+            ledger.left_out.pop("data", None)
+            ledger.take(again)
     return ledger
 
 
@@ -107,12 +117,31 @@ def scan(scene: Scene) -> Finding | None:
 
     Returns:
         Which tensors hold such values, and how many; None if there is none.
-    """
-    loader, seen = scene.trainer.train_dataloader, InvalidValues()
+
+    Raises:
+        LeftOut: If they cannot be read, or if time ran out before one was found.
+    """  # noqa: DOC502 - _read and _found_in_time raise it
+    rank, ranks = scene.trainer.global_rank, scene.trainer.world_size
+    seen = InvalidValues("the training data", rank, ranks)
+    loader, end = scene.trainer.train_dataloader, time.monotonic() + _MOST_SECONDS
     with traceless(scene.trainer, scene.pl_module), seeded(loader, scene.seed):
-        for batch in _read(loader, scene.trainer.global_rank, scene.trainer.world_size):
+        for batch in _read(loader, rank, ranks):
             seen.add(named_tensors(batch))
+            if time.monotonic() > end:
+                return _found_in_time(seen)
     return seen.finding()
+
+
+def _found_in_time(seen: InvalidValues) -> Finding:
+    """Return what was found before time ran out.
+
+    Raises:
+        LeftOut: If that is nothing.
+    """
+    found = seen.finding()
+    if found is None:
+        raise LeftOut(f"reading the training data took longer than {_MOST_SECONDS:.0f} s; what was read is finite")
+    return found
 
 
 def _read(loader: Any, rank: int, ranks: int) -> Iterator[Any]:

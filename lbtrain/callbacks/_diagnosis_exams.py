@@ -1,7 +1,10 @@
 """The examinations at a run's first batch: gradients, data, reduction, symmetries."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
 
 from lbtrain._lightning import Trainer
 from lbtrain.callbacks._batch import batch_size, select
@@ -17,6 +20,7 @@ from lbtrain.functional.conditioning import (
     feature_scales,
     label_balance,
 )
+from lbtrain.functional.diagnosis import Finding
 from lbtrain.functional.gradient_check import gradient_check, gradient_finding
 from lbtrain.functional.invalid_data import InvalidValues, named_tensors
 from lbtrain.functional.reduction import Reduction
@@ -26,6 +30,8 @@ from lbtrain.functional.symmetry import symmetries, symmetry_finding
 # Samples of the batch for the gradient check, which takes some tens of losses in float64: a choice. A wrong backward is
 # as wrong on few samples.
 MOST_CHECKED = 16
+# Optimizers that divide the gradient by a root mean square or a sign of its own.
+_SCALE_FREE = frozenset({"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adafactor", "RMSprop", "Rprop"})
 
 
 def examine_start(scene: Scene, checks: Sequence[str], limits: Mapping[str, Limits]) -> Ledger:
@@ -44,7 +50,7 @@ def examine_start(scene: Scene, checks: Sequence[str], limits: Mapping[str, Limi
         kind = type(scene.trainer.strategy).__name__
         made.leave_out(mine, f"no process holds whole parameters under {kind}")
         return made
-    if {"symmetries", "data"} & {*mine}:  # before the rest, since all ranks take this gradient together
+    if {"symmetries", "data", "inputs"} & {*mine}:  # before the rest, since all ranks take this gradient together
         slopes = Ledger()
         slopes.judge("symmetries", scene.take_slopes)
         made.left_out, made.failed = slopes.left_out, slopes.failed
@@ -58,10 +64,11 @@ def find_invalid(scene: Scene, limits: Limits) -> Verdict:
     """Return which values of the first batch and the fixed subset are not finite, if the loss is not."""
     if scene.loss is not None and math.isfinite(scene.loss):
         return None  # then values that are missing are meant to be
-    seen = InvalidValues()
-    for batch in (scene.batch, *scene.subset_batches()):
-        seen.add(named_tensors(batch))
-    return seen.finding()
+    first, subset = InvalidValues("the first batch"), InvalidValues("the fixed subset", step=0)
+    first.add(named_tensors(scene.batch))
+    for batch in scene.subset_batches():
+        subset.add(named_tensors(batch))
+    return subset.finding() or first.finding()
 
 
 def check_gradients(scene: Scene, limits: Limits) -> Verdict:
@@ -88,15 +95,25 @@ def check_reduction(scene: Scene, limits: Limits) -> Verdict:
     """
     found = _reduction(scene)
     if found.kind == "unknown":
-        raise LeftOut(found.reason)
-    return reduction_finding(found, rate_of(scene.trainer), **given(reduction_finding, limits))
+        # A message of the module's own error may hold what is no one else's: its kind alone goes into files.
+        raise LeftOut(re.sub(r"^(training_step failed .*?) \((\w+): .*", r"\1 (\2)", found.reason, flags=re.DOTALL))
+    own = given(reduction_finding, limits)
+    return reduction_finding(found, full_rate(scene.trainer), scale_free=is_scale_free(scene.trainer), **own)
 
 
 def check_inputs(scene: Scene, limits: Limits) -> Verdict:
-    """Return which columns of the inputs have unfit means and spreads."""
+    """Return which columns of the inputs have unfit means and spreads, unless the network sees to that."""
     inputs = scene.inputs()
-    if inputs is None:
+    if inputs is None or scene.first.is_normalized:
         return None  # tokens, say: there is nothing to standardize
+    found, reached = _scaled(inputs, limits), scene.first.inputs
+    if found is None or reached is None or len(reached) < len(inputs) or not reached.is_floating_point():
+        return found
+    # What the code before the first weights has standardized is fine there, or comes in other columns.
+    return found if _scaled(reached, limits) is not None else None
+
+
+def _scaled(inputs: Tensor, limits: Limits) -> Finding | None:
     scales = feature_scales(inputs, **given(feature_scales, limits))
     return feature_finding(scales, **given(feature_finding, limits))
 
@@ -127,16 +144,31 @@ EXAMS: dict[str, Callable[[Scene, Limits], Verdict]] = {
 }
 
 
-def rate_of(trainer: Trainer) -> float:
-    """Return the learning rate of the first parameter group; 0 without an optimizer.
+def full_rate(trainer: Trainer) -> float:
+    """Return the learning rate of the first parameter group without the warmup of a schedule.
 
     Args:
         trainer: The Trainer.
 
     Returns:
-        The rate at the moment.
+        The rate that the schedule starts from or climbs to; 0 without an optimizer.
     """
-    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
+    if not trainer.optimizers:
+        return 0.0
+    group = trainer.optimizers[0].param_groups[0]
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+
+
+def is_scale_free(trainer: Trainer) -> bool:
+    """Return whether the first optimizer divides gradients by their size, so that a factor of the loss cancels.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The verdict by the optimizer's kind.
+    """
+    return bool(trainer.optimizers) and any(k.__name__ in _SCALE_FREE for k in type(trainer.optimizers[0]).__mro__)
 
 
 def _reduction(scene: Scene) -> Reduction:
@@ -146,4 +178,3 @@ def _reduction(scene: Scene) -> Reduction:
     found = reduction_on(scene.trainer, scene.pl_module, scene.batch)
     scene.evaluations += found.num_losses
     return found
-

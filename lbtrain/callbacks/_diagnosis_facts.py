@@ -13,6 +13,8 @@ from lbtrain.callbacks._trainer import global_batch, steps_per_epoch
 
 # Lightning's callbacks that average weights; releases differ in which of them they have.
 _AVERAGING = frozenset({"WeightAveraging", "StochasticWeightAveraging"})
+# What the parameter groups of optimizers have that divide by second moments: Adam and its kin, RMSprop, Adagrad.
+_RESCALING = frozenset({"betas", "alpha", "lr_decay"})
 
 
 def case_of(trainer: Trainer, pl_module: LightningModule, evidence: Evidence, **known: Any) -> Case:
@@ -30,7 +32,10 @@ def case_of(trainer: Trainer, pl_module: LightningModule, evidence: Evidence, **
     return Case(
         evidence,
         momentum=momentum_of(trainer),
+        rescales=bool(_RESCALING & {*_group(trainer)}),
         batch_size=samples_per_step(trainer),
+        per_device=samples_per_step(trainer, per_device=True),
+        scales_rate="lr/factor" in trainer.callback_metrics,
         steps_per_epoch=epoch_length(trainer),
         averages=any(kind.__name__ in _AVERAGING for c in trainer.callbacks for kind in type(c).__mro__),
         is_linear=is_linear(pl_module, evidence),
@@ -48,25 +53,27 @@ def subset_size(trainer: Trainer, pl_module: LightningModule, num_samples: int, 
         seed: Of the draw.
 
     Returns:
-        The count; 0 where the data cannot be read in a fixed order.
+        The count; 0 where the data cannot be read.
     """
     try:
         return sum(batch_size(batch) or 0 for batch in measured_batches(trainer, pl_module, num_samples, None, seed))
-    except MisconfigurationException:
+    except Exception:  # of the user's data, with which the first sample fails too, and says so
         return 0
 
 
-def samples_per_step(trainer: Trainer) -> int | None:
+def samples_per_step(trainer: Trainer, *, per_device: bool = False) -> int | None:
     """Return the samples of an optimizer step; None where the loader does not tell.
 
     Args:
         trainer: The Trainer.
+        per_device: Whether to count those of one batch of one device only.
 
     Returns:
         The count.
     """
     try:
-        return global_batch(trainer).size
+        batch = global_batch(trainer)
+        return batch.per_device if per_device else batch.size
     except MisconfigurationException:
         return None
 
@@ -84,7 +91,7 @@ def epoch_length(trainer: Trainer) -> int | None:
 
 
 def momentum_of(trainer: Trainer) -> float:
-    """Return the momentum of the first parameter group; 0 without one.
+    """Return the momentum of the first parameter group, Adam's beta1 included; 0 without one.
 
     Args:
         trainer: The Trainer.
@@ -92,8 +99,8 @@ def momentum_of(trainer: Trainer) -> float:
     Returns:
         Without unit.
     """
-    groups = trainer.optimizers[0].param_groups if trainer.optimizers else [{}]
-    return float(groups[0].get("momentum") or 0.0)
+    group = _group(trainer)
+    return float(group.get("momentum") or (group.get("betas") or (0.0,))[0])
 
 
 def is_linear(pl_module: LightningModule, evidence: Evidence) -> bool:
@@ -109,3 +116,8 @@ def is_linear(pl_module: LightningModule, evidence: Evidence) -> bool:
     weighted = [m for m in pl_module.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
     single = len(weighted) == 1 and isinstance(weighted[0], nn.Linear | nn.modules.conv._ConvNd)
     return single and bool(evidence.points) and not any(point.units for point in evidence.points)
+
+
+def _group(trainer: Trainer) -> dict[str, Any]:
+    """Return the first parameter group; an empty one without an optimizer."""
+    return trainer.optimizers[0].param_groups[0] if trainer.optimizers else {}

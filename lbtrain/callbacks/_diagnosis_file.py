@@ -77,7 +77,7 @@ def as_json(diagnosis: Diagnosis, names: Names) -> dict[str, Any]:
 
 def _finding(finding: Finding, names: Names) -> dict[str, Any]:
     remedies = [
-        {"words": r.words, "changes": dict(r.changes), "overrides": names.overrides(r)} for r in finding.remedies
+        {"words": names.words(r), "changes": dict(r.changes), "overrides": names.overrides(r)} for r in finding.remedies
     ]
     return {
         "problem": finding.problem,
@@ -91,7 +91,7 @@ def _finding(finding: Finding, names: Names) -> dict[str, Any]:
 
 
 def _row(finding: Finding, names: Names) -> list[Any]:
-    words = "; ".join(remedy.words for remedy in finding.remedies)
+    words = "; ".join(names.words(remedy) for remedy in finding.remedies)
     overrides = " ".join(names.overrides(finding.remedies[0])) if finding.remedies else ""
     # A column of a wandb table has one kind of value: a text for what may be unknown.
     since = "" if finding.since is None else str(finding.since)

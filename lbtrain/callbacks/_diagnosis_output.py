@@ -24,13 +24,27 @@ def put_out(
         keys: Config keys by knob.
         figures: Whether to draw what was recorded of a run with findings.
     """
-    names = Names(keys or {}, float(trainer.callback_metrics.get("lr/factor", 1.0)))
+    names = names_of(trainer, keys)
     _tried("metrics", lambda: publish(trainer, diagnosis.metrics()))
     _tried("diagnosis.json", lambda: write_diagnosis(trainer, diagnosis, names))
     _tried("the table for loggers", lambda: log_rows(trainer, diagnosis, names))
     if figures and diagnosis.findings:  # drawing takes longer than the recording of a short run
         _tried("figures", lambda: _draw(trainer, evidence, diagnosis))
     _tried("the table", lambda: show(diagnosis, names))
+
+
+def names_of(trainer: Trainer, keys: Mapping[str, str] | None) -> Names:
+    """Return how a run's config calls what remedies change.
+
+    Args:
+        trainer: The Trainer; LearningRateScaling has published its factor there.
+        keys: Config keys by knob.
+
+    Returns:
+        The names.
+    """
+    factor = trainer.callback_metrics.get("lr/factor")
+    return Names(keys or {}, 1.0 if factor is None else float(factor), rate_follows=factor is not None)
 
 
 @rank_zero_only

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
@@ -88,9 +89,9 @@ class DiagnosisRun:
             args: For it.
 
         Returns:
-            What it returns; None once the recording has ended.
+            What it returns; None where it failed.
         """
-        return None if "samples" in self._missing else self._tried("samples", "recording", work, *args)
+        return self._recorder.guard.tried(work, *args)
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> Diagnosis:
         """Take the last sample, examine what the symptoms ask for, and judge.
@@ -105,7 +106,7 @@ class DiagnosisRun:
         self.record(self._recorder.finish, trainer, pl_module)
         gain = self._gain(trainer, pl_module)
         began, scene = time.perf_counter(), Scene(trainer, pl_module, self._num_samples, self._seed)
-        curve = Curve.of(self.evidence.losses, self.evidence.rates, self.evidence.points)
+        curve = self._curve()
         end, judged = self._look_around(scene, curve), Ledger()
         ledger = looked_through(scene, curve, self._ledger or Ledger())
         if trainer.is_global_zero:
@@ -131,7 +132,8 @@ class DiagnosisRun:
         ledger = Ledger()
         ledger.take(self._ledger or Ledger())
         ledger.take(self._judged(trainer, pl_module, ledger))
-        ledger.leave_out(self._checks, f"the run ended with {kind} before it")
+        rest = [name for name in self._checks if name not in ledger.left_out]
+        ledger.leave_out(rest, f"the run ended with {kind} before it")
         return self._diagnosis(ledger, status="failed", error=kind)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,19 +166,44 @@ class DiagnosisRun:
 
     def _look_around(self, scene: Scene, curve: Curve) -> EndPoint | None:
         """Return the surroundings of the last weights, if a symptom asks for them."""
-        wanted = bool(_OF_SPECTRUM & {*self._checks}) and "samples" not in self._missing and is_asked_for(curve)
+        wanted = bool(_OF_SPECTRUM & {*self._checks}) and not self._recorder.guard.reason and is_asked_for(curve)
         if not scene.trainer.strategy.broadcast(wanted):
             return None
         return self._tried("end", "the spectrum at the end", look_around, scene)
 
+    def _curve(self) -> Curve:
+        """Return the curves of the run, empty ones where they cannot be made."""
+        evidence = self.evidence
+        return self._tried(
+            "curve", "reading the curves", Curve.of, evidence.losses, evidence.rates, evidence.points
+        ) or (Curve())
+
     def _judged(self, trainer: Trainer, module: LightningModule, ledger: Ledger, **known: Any) -> Ledger:
         """Return the verdicts on what was recorded, after a warning of checks that failed."""
+        judged = (
+            self._tried("verdicts", "judging", partial(self._verdicts, trainer, module, ledger, **known)) or Ledger()
+        )
+        if reason := self._missing.get("verdicts"):
+            judged.leave_out([name for name in self._checks if name not in {*ledger.found, *ledger.left_out}], reason)
+        return judged
+
+    def _verdicts(self, trainer: Trainer, module: LightningModule, ledger: Ledger, **known: Any) -> Ledger:
         known |= {"samples": self._samples, "invalid_data": bool(ledger.found.get("data"))}
-        known["missing"] = {**self._recorder.left_out, **self._missing}
+        known["summed_over"] = next((f.numbers["batch"] for f in ledger.findings if f.problem == "summed loss"), 1.0)
+        known["missing"] = {**self._reasons(trainer), **self._recorder.left_out, **self._missing}
         case = case_of(trainer, module, self.evidence, **known)
         judged = judge(case, self._checks, self._limits)
         judged.tell()
         return judged
+
+    def _reasons(self, trainer: Trainer) -> dict[str, str]:
+        """Return why there are no losses or no samples."""
+        reasons = {}
+        if trainer.global_step > 0 and not self.evidence.losses:
+            reasons["losses"] = "training_step returned no loss"
+        if reason := self._recorder.guard.reason:
+            reasons |= {"samples": reason, "losses": reason}
+        return reasons
 
     def _diagnosis(self, ledger: Ledger, **how: Any) -> Diagnosis:
         recorder, elapsed = self._recorder, self._elapsed_now()

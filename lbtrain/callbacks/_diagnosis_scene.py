@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lbtrain._lightning import LightningModule, Trainer
+from lbtrain.callbacks._first_layer import FirstLayer, first_layer
 from lbtrain.callbacks._measure import mean_training_loss
 from lbtrain.callbacks._measured_data import measured_batches
 from lbtrain.callbacks._traceless import traceless
@@ -49,6 +50,8 @@ class Scene:
     """On the fixed subset, once it was taken."""
     slopes: dict[str, Tensor] = field(default_factory=dict)
     """Gradient of the loss on the fixed subset by parameter, once it was taken."""
+    first: FirstLayer = field(default_factory=FirstLayer)
+    """What its first layer was given meanwhile."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -76,7 +79,7 @@ class Scene:
 
     def take_slopes(self) -> None:
         """Take the loss and the gradient on the fixed subset; all ranks take part."""
-        with self.subset() as loss:
+        with self.subset() as loss, first_layer(self.pl_module) as self.first:
             self.loss, gradient = loss.value_and_gradient()
             parts = unflatten(gradient, loss.params)
         self.slopes = dict(zip(self.weights, parts, strict=True))

@@ -1,6 +1,7 @@
 """A diagnosis on the screen: one line for a healthy run, a table for another."""
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -27,8 +28,22 @@ def show(diagnosis: Diagnosis, names: Names, console: Console | None = None) -> 
     console.print(Text(diagnosis.sentence()), soft_wrap=True)
     if diagnosis.findings:
         console.print(table(diagnosis, names))
-        for check, reason in diagnosis.left_out.items():
-            console.print(Text(f"left out: {check}: {reason}"))
+        for line in [*_copied(numbered(diagnosis, names)), *_left_out(diagnosis)]:
+            console.print(Text(line), soft_wrap=True)  # never broken: half of an override is a valid one, too
+
+
+def numbered(diagnosis: Diagnosis, names: Names) -> list[str]:
+    """Return the overrides of the remedies that the table shows, each once, in its order.
+
+    Args:
+        diagnosis: With its problems.
+        names: Of the run's config.
+
+    Returns:
+        What belongs to one remedy in one text.
+    """
+    remedies = [remedy for finding in diagnosis.findings for remedy in finding.remedies[:MOST_REMEDIES]]
+    return list(dict.fromkeys(text for remedy in remedies if (text := " ".join(names.overrides(remedy)))))
 
 
 def table(diagnosis: Diagnosis, names: Names) -> Table:
@@ -42,13 +57,14 @@ def table(diagnosis: Diagnosis, names: Names) -> Table:
         Columns problem, evidence, since and remedy, over the whole width.
     """
     made = Table(header_style="bold", show_lines=True, expand=True)
-    # Long words, such as overrides, are folded where a line ends, so that nothing is cut off at 80 columns.
+    # Long words are folded where a line ends, so that nothing is cut off at 80 columns.
     made.add_column("problem", style="bold", min_width=13, max_width=22)
     made.add_column("evidence", ratio=3, overflow="fold")
     made.add_column("since", no_wrap=True)
     made.add_column("remedy", ratio=2, overflow="fold", min_width=26)
+    known = numbered(diagnosis, names)
     for finding in diagnosis.findings:
-        made.add_row(Text(finding.problem), Text(finding.evidence), _since(finding), _remedies(finding, names))
+        made.add_row(Text(finding.problem), Text(finding.evidence), _since(finding), _remedies(finding, names, known))
     return made
 
 
@@ -58,12 +74,23 @@ def _since(finding: Finding) -> str:
     return f"step {finding.since}" if finding.since else "start"
 
 
-def _remedies(finding: Finding, names: Names) -> Text:
-    """Return the best remedies, each with its overrides on lines of their own, to be copied."""
+def _remedies(finding: Finding, names: Names, known: Sequence[str]) -> Text:
+    """Return the best remedies, each with the number of its overrides below the table."""
     made = Text()
     for i, remedy in enumerate(finding.remedies[:MOST_REMEDIES]):
         again = "" if not i else "\n" if remedy.words.startswith("or ") else "\nor: "
-        made.append(again).append(remedy.words)
-        for override in names.overrides(remedy):
-            made.append("\n").append(override, style="bold")
+        made.append(again).append(names.words(remedy))
+        text = " ".join(names.overrides(remedy))
+        if text:
+            made.append(f" [{known.index(text) + 1}]", style="bold")
     return made
+
+
+def _copied(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides, one line for each remedy, to be copied."""
+    lines = [f"  [{i}] {text}" for i, text in enumerate(overrides, 1)]
+    return ["remedies as overrides:", *lines] if lines else []
+
+
+def _left_out(diagnosis: Diagnosis) -> list[str]:
+    return [f"left out: {checks}: {reason}" for checks, reason in diagnosis.reasons()]

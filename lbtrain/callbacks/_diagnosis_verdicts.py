@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from lbtrain.callbacks._diagnosis_checks import Limits, given
+from lbtrain.callbacks._diagnosis_consequences import to_do, without_consequences
 from lbtrain.callbacks._diagnosis_end import EndPoint
 from lbtrain.callbacks._diagnosis_ledger import Ledger, LeftOut, Verdict
+from lbtrain.callbacks._diagnosis_length import long_enough
 from lbtrain.callbacks._evidence import Evidence, Point, Units
 from lbtrain.functional.activity import activity_findings
 from lbtrain.functional.averaging import AveragingGain
 from lbtrain.functional.conditioning import conditioning_finding
 from lbtrain.functional.convexity import Convexity, convexity_evidence
 from lbtrain.functional.decay import decay_findings
-from lbtrain.functional.diagnosis import Finding, Remedy
 from lbtrain.functional.fluctuation import fluctuation_finding
 from lbtrain.functional.gradient_flow import flow_findings
 from lbtrain.functional.instability import instability_finding
@@ -32,8 +33,19 @@ class Case:
     samples: int = 0
     """Samples that this process has of the fixed subset."""
     momentum: float = 0.0
+    """Of the optimizer; of Adam its first beta."""
+    rescales: bool = False
+    """Whether the optimizer divides the gradient, as Adam does."""
     batch_size: int | None = None
     """Samples per optimizer step."""
+    per_device: int | None = None
+    """Samples of a batch on one device."""
+    summed_over: float = 1.0
+    """Samples over which the training loss is a sum; 1: it is a mean."""
+    scales_rate: bool = False
+    """Whether a callback scales the rate with the batch."""
+    oscillates: bool = False
+    """Whether the oscillations were found."""
     steps_per_epoch: int | None = None
     averaging: AveragingGain | None = None
     """What the mean of recent weights would gain; None where it was not measured."""
@@ -50,8 +62,12 @@ class Case:
 
     @cached_property
     def curve(self) -> Curve:
-        """The curves of the run."""
-        return Curve.of(self.evidence.losses, self.evidence.rates, self.evidence.points)
+        """The curves of the run, per sample: a sum over a batch has as many times the loss and the stability."""
+        curve, n = Curve.of(self.evidence.losses, self.evidence.rates, self.evidence.points), self.summed_over
+        if n == 1:
+            return curve
+        stabilities = tuple(s if s is None else n * s for s in curve.stabilities)
+        return replace(curve, losses=tuple(loss / n for loss in curve.losses), stabilities=stabilities)
 
     @property
     def points(self) -> Sequence[Point]:
@@ -97,8 +113,11 @@ def judge(case: Case, checks: Sequence[str], limits: Mapping[str, Limits]) -> Le
     made = Ledger()
     for name in checks:
         if name in VERDICTS:
-            made.judge(name, lambda verdict=VERDICTS[name], own=limits[name]: verdict(case, own))
-    made.found = {name: tuple(_to_do(case, finding) for finding in found) for name, found in made.found.items()}
+            # Asked for after each other, since fluctuations are what no oscillation explains.
+            seen = replace(case, oscillates=bool(made.found.get("oscillations"))) if name == "fluctuations" else case
+            made.judge(name, partial(VERDICTS[name], seen, limits[name]))
+    left = without_consequences(made.found)
+    made.found = {name: tuple(to_do(f, case.momentum, case.averages) for f in found) for name, found in left.items()}
     return made
 
 
@@ -121,12 +140,14 @@ def judge_flow(case: Case, limits: Limits) -> Verdict:
 
 def judge_instability(case: Case, limits: Limits) -> Verdict:
     """Return when the loss rose and stayed up."""
-    return instability_finding(_lived(case), invalid_data=case.invalid_data, **given(instability_finding, limits))
+    facts = {"invalid_data": case.invalid_data, "momentum": case.momentum}
+    return instability_finding(_lived(case), **facts, **given(instability_finding, limits))  # type: ignore[arg-type]
 
 
 def judge_oscillations(case: Case, limits: Limits) -> Verdict:
     """Return whether steps leap over the minimum."""
-    return oscillation_finding(case.sampled, averaging=case.averaging, **given(oscillation_finding, limits))
+    facts = {"averaging": case.averaging, "momentum": case.momentum}
+    return oscillation_finding(case.sampled, **facts, **given(oscillation_finding, limits))  # type: ignore[arg-type]
 
 
 def judge_fluctuations(case: Case, limits: Limits) -> Verdict:
@@ -137,7 +158,9 @@ def judge_fluctuations(case: Case, limits: Limits) -> Verdict:
     """
     if case.averages:
         raise LeftOut("a callback averages the weights, so those that are kept do not fluctuate as the iterates do")
-    facts = {"averaging": case.averaging, "batch_size": case.batch_size}
+    # A larger batch would come with a larger rate where that is scaled, and the noise would stay.
+    size = None if case.scales_rate else case.per_device or case.batch_size
+    facts = {"averaging": case.averaging, "batch_size": size, "oscillates": case.oscillates}
     return fluctuation_finding(case.sampled, **facts, **given(fluctuation_finding, limits))  # type: ignore[arg-type]
 
 
@@ -148,13 +171,14 @@ def judge_decay(case: Case, limits: Limits) -> Verdict:
 
 def judge_progress(case: Case, limits: Limits) -> Verdict:
     """Return whether the rate is too small."""
-    facts = {"momentum": case.momentum, "convexity": case.convexity}
-    return slow_finding(_lived(case), **facts, **given(slow_finding, limits))  # type: ignore[arg-type]
+    curve = long_enough(_lived(case))
+    facts = {"momentum": case.momentum, "rescales": case.rescales, "convexity": case.convexity}
+    return slow_finding(curve, **facts, **given(slow_finding, limits))  # type: ignore[arg-type]
 
 
 def judge_plateau(case: Case, limits: Limits) -> Verdict:
     """Return whether nothing near changes the loss."""
-    curve, end = case.sampled, case.end
+    curve, end = long_enough(case.sampled), case.end
     facts = {} if end is None else {"lambda_min": end.spectrum.lambda_min, "lambda_max": end.spectrum.lambda_max}
     verdict = None if end is None else end.kind
     return plateau_finding(curve, verdict=verdict, convexity=case.convexity, **facts, **given(plateau_finding, limits))
@@ -162,7 +186,7 @@ def judge_plateau(case: Case, limits: Limits) -> Verdict:
 
 def judge_saddle(case: Case, limits: Limits) -> Verdict:
     """Return whether the weights stand at a saddle."""
-    curve, spectrum = case.sampled, _spectrum(case)
+    curve, spectrum = long_enough(case.sampled), _spectrum(case)
     if spectrum is None:
         return None
     ends = {"lambda_min": spectrum.lambda_min, "lambda_max": spectrum.lambda_max}
@@ -172,11 +196,11 @@ def judge_saddle(case: Case, limits: Limits) -> Verdict:
 
 def judge_conditioning(case: Case, limits: Limits) -> Verdict:
     """Return whether the spectrum explains slow progress."""
-    curve, spectrum = case.sampled, _spectrum(case)
+    curve, spectrum = long_enough(case.sampled), _spectrum(case)
     density = None if spectrum is None else spectrum.density
     if density is None or not len(density.nodes):
         return None
-    facts = {"progress": share_left(curve), "weights": density.weights}
+    facts = {"progress": share_left(curve), "weights": density.weights, "curve": curve}
     return conditioning_finding(density.nodes, **facts, **given(conditioning_finding, limits))  # type: ignore[arg-type]
 
 
@@ -192,17 +216,6 @@ VERDICTS: dict[str, Callable[[Case, Limits], Verdict]] = {
     "saddle": judge_saddle,
     "conditioning": judge_conditioning,
 }
-
-
-def _to_do(case: Case, finding: Finding) -> Finding:
-    """Return a finding without the remedies that the run has already: its momentum, its averaging."""
-
-    def is_done(remedy: Remedy) -> bool:
-        momentum = remedy.changes.get("momentum")
-        has_momentum = isinstance(momentum, float) and case.momentum >= momentum
-        return has_momentum or (case.averages and "averaging" in remedy.changes)
-
-    return replace(finding, remedies=tuple(r for r in finding.remedies if not is_done(r)))
 
 
 def _spectrum(case: Case) -> Spectrum | None:
@@ -223,5 +236,5 @@ def _lived(case: Case) -> Curve:
         LeftOut: If it had neither.
     """
     if not case.curve.losses and not case.curve.levels:
-        raise LeftOut("the run ended before its first step")
+        raise LeftOut(case.missing.get("losses", "the run ended before its first step"))
     return case.curve

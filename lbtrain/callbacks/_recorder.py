@@ -6,9 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from lbtrain._lightning import LightningModule, Trainer
+from lbtrain.callbacks._agreement import agreed
 from lbtrain.callbacks._evidence import Evidence
 from lbtrain.callbacks._measure import check_measure_arguments
-from lbtrain.callbacks._recorder_gradients import NextGradients
+from lbtrain.callbacks._recorder_gradients import Following, NextGradients
+from lbtrain.callbacks._recorder_guard import Guard
 from lbtrain.callbacks._recorder_losses import StepLosses
 from lbtrain.callbacks._recorder_mean import WeightMean
 from lbtrain.callbacks._recorder_pace import Pace
@@ -26,8 +28,8 @@ class Recorder:
     tell how much of them is noise, and whether they alternate along the top eigenvector. A running mean of the weights
     is kept for the question whether averaging would help. All ranks call each method together.
 
-    What is kept beside the weights, in copies of them: the mean, the top eigenvector (two for an optimizer that scales
-    each weight), until the next step the gradient of a sample, and in a step before a sample the old weights.
+    Kept beside the weights, in copies of them: the mean, the top eigenvector (two for an optimizer that scales each
+    weight), until the next step the gradient of a sample, in a step before one the old weights. A checkpoint: the mean.
 
     Args:
         num_samples: Training samples of the subset, drawn by seed.
@@ -39,6 +41,7 @@ class Recorder:
 
     Attributes:
         evidence: What has been read off the device; `read` brings it up to date.
+        guard: Of work that may fail on one rank alone.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -53,16 +56,15 @@ class Recorder:
         batch_size: int | None = None,
     ) -> None:
         check_measure_arguments(num_samples, batch_size, seed)
-        _check_count("every_n_steps", every_n_steps, "None for 20 samples over the run")
-        _check_count("curvature_every", curvature_every, "5 to measure curvature at every fifth sample")
         self._sampler = Sampler(num_samples, batch_size, seed)
         self._pace = Pace(every_n_steps, curvature_every)
         self._losses, self._mean = StepLosses(), WeightMean()
-        self._next: list[NextGradients] = []
+        self._next = Following()
         self._before: dict[int, Tensor] = {}
         self._rate: float | Tensor = 0.0
         self._scale = 1.0
         self.evidence = Evidence()
+        self.guard = Guard()
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -86,15 +88,13 @@ class Recorder:
             trainer: The Trainer, in `on_train_batch_start` of the first batch of a fit.
             pl_module: Its module.
         """
-        self._pace.begin(trainer)
-        step = trainer.global_step
-        # Steps that nobody recorded, in a run that goes on from a checkpoint without this state.
-        self._losses.miss(step - len(self.evidence.losses) - len(self._losses), rate_of(trainer))
-        self.left_out.clear()
-        if reason := refusal(trainer, pl_module):
-            self.left_out["samples"] = reason
+        reason = self.guard.alone(self._begin, trainer, pl_module)
+        if agreed(trainer, bool(reason)):
+            self.left_out["samples"] = reason or "another rank cannot be sampled"
         if not self.evidence.points:
-            self._sample(trainer, pl_module, step)
+            self._sample(trainer, pl_module, trainer.global_step)
+        else:
+            self._has_ended(trainer)  # a rank that failed may know other steps to sample at
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the gradient of the step to come.
@@ -103,15 +103,7 @@ class Recorder:
             trainer: The Trainer, in `on_before_optimizer_step`.
             pl_module: Its module.
         """
-        self._rate = rate_of(trainer)
-        self._scale = loss_scale(trainer)
-        if self._next:
-            factor = self._losses.gradient_factor(trainer.accumulate_grad_batches)
-            factor /= self._scale if is_scaled(trainer) else 1.0
-            for gradients in self._next:
-                gradients.see(factor)
-        if self._pace.is_due(trainer.global_step + 1) and self._sampler.is_on:
-            self._before = {id(p): p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
+        self.guard.alone(self._look_ahead, trainer, pl_module)
 
     def after_batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         """Take in the loss of a batch; behind the last one of a step that is due, take a sample.
@@ -121,19 +113,13 @@ class Recorder:
             pl_module: Its module.
             outputs: What that hook was given.
         """
-        self._losses.see(outputs)
+        self.guard.alone(self._losses.see, outputs)
         if not is_optimizer_step(trainer):
             return
-        # A scaler that has found an overflow lowers its scale and leaves the step out.
-        skipped = loss_scale(trainer) < self._scale
-        self._losses.close(trainer.accumulate_grad_batches, self._rate, skipped=skipped)
         step = trainer.global_step
-        if self._pace.is_mean_due(step) and not skipped and self._sampler.is_on:
-            self._mean.add(pl_module, step)
+        self.guard.alone(self._take_in, trainer, pl_module, step)
         if self._pace.is_due(step):
             # Loggers count this step only after the hook; the weights have seen it already.
-            if skipped:
-                self._before = {}  # no update to be seen
             self._sample(trainer, pl_module, step, logged=1)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,7 +133,7 @@ class Recorder:
         if not points or points[-1].step != trainer.global_step:
             self._sample(trainer, pl_module, trainer.global_step, final=True)
         else:
-            self.read(trainer)
+            self._catch_up(trainer)
 
     def read(self, trainer: Trainer | None = None) -> Evidence:
         """Bring the evidence up to date, which waits for the device.
@@ -159,7 +145,7 @@ class Recorder:
             The evidence.
         """
         self._losses.move(self.evidence, trainer)
-        self._settle()
+        self._next.move(self.evidence)
         return self.evidence
 
     @property
@@ -184,7 +170,7 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, in plain Python and tensors on the host."""
-        self._settle()
+        self.guard.alone(self._next.move, self.evidence)
         return {
             "evidence": self.evidence.state_dict(),
             "losses": self._losses.state_dict(),
@@ -203,33 +189,62 @@ class Recorder:
         for name in ("losses", "mean", "sampler", "pace"):
             getattr(self, f"_{name}").load_state_dict(state[name])
 
-    def _settle(self) -> None:
-        for gradients in self._next:
-            gradients.move(self.evidence)
-        self._next = [g for g in self._next if not g.is_done]
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        """Return why no sample can be taken, "" where one can."""
+        self._pace.begin(trainer)
+        # Steps that nobody recorded, behind a checkpoint without this state.
+        self._losses.miss(trainer.global_step - len(self.evidence.losses) - len(self._losses), rate_of(trainer))
+        self.left_out.clear()
+        return refusal(trainer, pl_module)
+
+    def _look_ahead(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rate, self._scale = rate_of(trainer), loss_scale(trainer)
+        if self._next:
+            scale = self._scale if is_scaled(trainer) else 1.0
+            self._next.see(self._losses.gradient_factor(trainer.accumulate_grad_batches) / scale)
+        if self._pace.is_due(trainer.global_step + 1) and self._sampler.is_on:
+            self._before = {id(p): p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
+
+    def _take_in(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Close the step that was just done."""
+        # A scaler that has found an overflow lowers its scale and leaves the step out.
+        skipped = loss_scale(trainer) < self._scale
+        self._losses.close(trainer.accumulate_grad_batches, self._rate, skipped=skipped)
+        if skipped:
+            self._before = {}  # no update to be seen
+        elif self._pace.is_mean_due(step) and self._sampler.is_on:
+            self._mean.add(pl_module, step)
+
+    def _has_ended(self, trainer: Trainer) -> bool:
+        """Return whether the recording has failed, on any rank if samples are taken; all ask."""
+        if self._sampler.is_on and self.guard.has_ended(trainer):
+            self._sampler.left_out["samples"] = self.guard.reason
+        return bool(self.guard.reason) and not self._sampler.is_on
 
     def _sample(
         self, trainer: Trainer, pl_module: LightningModule, step: int, *, logged: int = 0, final: bool = False
     ) -> None:
         """Read what waits, and take a sample if one is due."""
         before, self._before = self._before, {}
-        self.read(trainer)
-        points = self.evidence.points
-        if self._pace.grow(len(points)):
-            points[:] = [p for p in points if self._pace.is_due(p.step)]
-            self._next = []  # they refer to points by their places
-        if not self._sampler.is_on or not (final or self._pace.is_due(step) or step == 0):
+        if self._catch_up(trainer) or not self._sampler.is_on or not (final or self._pace.is_due(step) or step == 0):
             return
         curved = final or self._pace.has_curvature(step)
         found = self._sampler.take(trainer, pl_module, before, has_curvature=curved, logged=logged)
-        if found is None:
-            return
-        points.append(found.point)
-        if not final:
-            self._next.append(NextGradients(len(points) - 1, found.params, found.gradient, found.direction))
+        self.evidence.points.extend([] if found is None else [found.point])
+        if found is not None and not final:
+            self._next.add(NextGradients(len(self.evidence.points) - 1, found.params, found.gradient, found.direction))
 
+    def _catch_up(self, trainer: Trainer) -> bool:
+        """Return whether the recording has ended, after reading what waits; every rank must ask."""
+        self.guard.alone(self._losses.wait)
+        if not self._has_ended(trainer):
+            self.guard.tried(self._thin_out, trainer)
+        return self._has_ended(trainer)
 
-def _check_count(name: str, value: Any, alternative: str) -> None:
-    none = value is None and "None" in alternative
-    if not none and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}: set {alternative}")
+    def _thin_out(self, trainer: Trainer) -> None:
+        # Without samples, as in manual optimization, ranks may differ in their steps.
+        self.read(trainer if self._sampler.is_on else None)
+        points = self.evidence.points
+        if self._pace.grow(len(points)):
+            points[:] = [p for p in points if self._pace.is_due(p.step)]
+            self._next.clear()  # they refer to points by their places

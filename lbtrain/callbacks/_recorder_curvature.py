@@ -1,7 +1,6 @@
 """The largest Hessian eigenvalue during training, from the last eigenvector on, in a handful of products."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -64,21 +63,6 @@ class TopEigenvalue:
         is_known = math.isfinite(edge.value)
         self._edge = edge.vector if is_known else None
         return found.lambda_max, edge.value if is_known else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the vectors on the host, and what they are of."""
-        vectors = {"vector": self.vector, "edge": self._edge}
-        kept = {name: v.cpu().clone() for name, v in vectors.items() if v is not None}
-        return {**kept, "trainable": [(name, list(shape)) for name, shape in self._trainable]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Args:
-            state: From `state_dict`.
-        """
-        self.vector, self._edge = state.get("vector"), state.get("edge")
-        self._trainable = [(name, torch.Size(shape)) for name, shape in state["trainable"]]
 
     @staticmethod
     def _start(vector: Tensor | None) -> dict[str, Any]:

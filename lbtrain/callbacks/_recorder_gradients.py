@@ -70,6 +70,47 @@ class NextGradients:
         evidence.points[self._point] = replace(point, projections=tuple(found[:finite]), noise=noise)
 
 
+class Following:
+    """The steps behind all samples that are still looked at."""
+
+    def __init__(self) -> None:
+        self._each: list[NextGradients] = []
+
+    def __len__(self) -> int:
+        return len(self._each)
+
+    def add(self, gradients: NextGradients) -> None:
+        """Look at the steps behind one more sample.
+
+        Args:
+            gradients: What looks.
+        """
+        self._each.append(gradients)
+
+    def clear(self) -> None:
+        """Look at no further step, since points have moved."""
+        self._each = []
+
+    def see(self, factor: float) -> None:
+        """Look at one step's gradient.
+
+        Args:
+            factor: Makes it the gradient of the mean loss over the step's batches.
+        """
+        for gradients in self._each:
+            gradients.see(factor)
+
+    def move(self, evidence: Evidence) -> None:
+        """Write what was seen into the points.
+
+        Args:
+            evidence: Whose points they are.
+        """
+        for gradients in self._each:
+            gradients.move(evidence)
+        self._each = [g for g in self._each if not g.is_done]
+
+
 def noise_share(product: float, square: float) -> float | None:
     """Return the share of a batch gradient that is noise, ``1 - <g_B, g> / |g_B|^2``.
 

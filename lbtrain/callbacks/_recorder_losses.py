@@ -27,6 +27,7 @@ class StepLosses:
         self._packed: list[Tensor] = []
         self._rates: list[float | Tensor] = []
         self._is_missing: list[bool] = []
+        self._ready: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._rates)
@@ -80,6 +81,10 @@ class StepLosses:
             self._keep(torch.full((), torch.nan))
             self._note(rate, missing=True)
 
+    def wait(self) -> None:
+        """Wait for the device: what may fail on one rank alone, in front of the sum over ranks in `move`."""
+        self._ready = self._values()
+
     def move(self, evidence: Evidence, trainer: Trainer | None) -> None:
         """Wait for the device, and append what was kept to the evidence.
 
@@ -87,9 +92,9 @@ class StepLosses:
             evidence: Whose losses and rates grow.
             trainer: To average over the ranks, all of which must call; None for this rank's own losses.
         """
+        values, self._ready = self._values() if self._ready is None else self._ready, None
         if all(self._is_missing) and not evidence.losses:
             return  # nothing yet that they could repeat
-        values = self._values()
         if trainer is not None and trainer.world_size > 1:
             values = sum_over_ranks(trainer, values) / trainer.world_size
         found = values.tolist()

@@ -47,8 +47,11 @@ class WeightMean:
         share = 1.0 - (self._step / step) ** (_POWER + 1)
         self._step = step
         for name, t in tensors.items():
-            mean = self._mean[name] = self._mean[name].to(t.device)
-            mean.lerp_(t.to(mean.dtype), share)
+            mean, new = self._mean[name].to(t.device), t.to(self._mean[name].dtype)
+            # Between two equal infinities, as in a causal mask, there is no number.
+            self._mean[name] = (
+                mean.lerp_(new, share) if t.requires_grad else mean.lerp(new, share).where(mean != new, new)
+            )
 
     @contextmanager
     def placed(self, pl_module: LightningModule) -> Iterator[None]:

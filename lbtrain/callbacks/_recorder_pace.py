@@ -1,6 +1,7 @@
 """At which optimizer steps the recorder looks: so many times over a run, also where nobody knows how long it gets."""
 
 import math
+from typing import Any
 
 from lbtrain._lightning import EarlyStopping, Trainer
 from lbtrain.callbacks._trainer import steps_per_epoch
@@ -20,9 +21,14 @@ class Pace:
     Args:
         every_n_steps: Sample after each n-th optimizer step; None for 20 samples over the run.
         curvature_every: Samples from one with curvature to the next.
+
+    Raises:
+        ValueError: If one is out of range.
     """
 
     def __init__(self, every_n_steps: int | None, curvature_every: int) -> None:
+        _check_count("every_n_steps", every_n_steps, "None for 20 samples over the run")
+        _check_count("curvature_every", curvature_every, "5 to measure curvature at every fifth sample")
         self._asked, self._curvature_every = every_n_steps, curvature_every
         self.interval, self._grows = every_n_steps or _FIRST_INTERVAL, False
 
@@ -92,3 +98,9 @@ def _length(trainer: Trainer) -> int | None:
 
 def _may_stop_early(trainer: Trainer) -> bool:
     return any(isinstance(c, EarlyStopping) or (isinstance(c, TargetReached) and c.stop) for c in trainer.callbacks)
+
+
+def _check_count(name: str, value: Any, alternative: str) -> None:
+    none = value is None and "None" in alternative
+    if not none and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}: set {alternative}")

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbtrain._lightning import LightningModule, Trainer, rank_zero_warn
-from lbtrain.callbacks._agreement import gather_texts, sum_over_ranks
-from lbtrain.callbacks._evidence import Point
+from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lbtrain.callbacks._agreement import agreed, gather_texts, sum_over_ranks, together
+from lbtrain.callbacks._evidence import Point, Units
 from lbtrain.callbacks._measure import mean_training_loss
 from lbtrain.callbacks._measurement import account
 from lbtrain.callbacks._recorder_curvature import TopEigenvalue
 from lbtrain.callbacks._recorder_flow import flow_by_layer
 from lbtrain.callbacks._recorder_mean import WeightMean
 from lbtrain.callbacks._recorder_run import evaluation_size, has_mean_gradients, rate_of
-from lbtrain.callbacks._unit_watch import unit_watch
+from lbtrain.callbacks._unit_watch import UnitWatch, unit_watch
 from lbtrain.functional.vectors import norm, unflatten
 
 # Of the subset, for Hessian products: a choice that halves their cost, where a few percent of error do no harm.
@@ -91,7 +91,6 @@ class Sampler:
         found = None
         with self._timed(trainer, pl_module, logged) as metrics, self._forgiving("samples"):
             found = self._look(trainer, pl_module, before, has_curvature=has_curvature)
-            self._resize(trainer, pl_module)
             metrics["subset/loss"] = found.point.loss
         return found
 
@@ -108,14 +107,18 @@ class Sampler:
         """
         with self._timed(trainer, pl_module), mean_training_loss(trainer, pl_module, **self._data) as loss:
             self.num_evaluations += 1
-            with mean.placed(pl_module):
+            with ExitStack() as stack:
+                together(trainer, lambda: stack.enter_context(mean.placed(pl_module)))
                 return loss.value()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the cost so far, the last eigenvectors and how many samples are evaluated at once."""
+        """Return the cost so far and how many samples are evaluated at once.
+
+        The eigenvectors are left out: each is as large as the weights, and a resumed run finds them in a few products.
+        """
         cost = {"seconds": self.seconds, "num_evaluations": self.num_evaluations}
         size = {"batch_size": self._data["batch_size"], "is_sized": self._is_sized}
-        return {"top": self._top.state_dict(), **cost, **size}
+        return cost | size
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -123,7 +126,6 @@ class Sampler:
         Args:
             state: From `state_dict`.
         """
-        self._top.load_state_dict(state["top"])
         self.seconds, self.num_evaluations = state["seconds"], state["num_evaluations"]
         if not self._is_sized:
             self._data["batch_size"], self._is_sized = state["batch_size"], state["is_sized"]
@@ -136,23 +138,33 @@ class Sampler:
                 value, gradient = loss.value_and_gradient()
             self.num_evaluations += 1
             params, pieces = loss.params, unflatten(gradient, loss.params)
-        several = {"all_reduce": partial(sum_over_ranks, trainer), "gather": gather_texts}
-        units = watch.units(**several if trainer.world_size > 1 else {})
+        units = self._units(trainer, watch)
         named = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
         size = float(norm(pieces))
         is_finite = math.isfinite(value) and math.isfinite(size)
         top, edge = self._curvature(trainer, pl_module, named) if has_curvature and is_finite else (None, None)
-        point = Point(
-            trainer.global_step, trainer.current_epoch, value, size, float(rate_of(trainer)), lambda_max=top,
-            stability=edge, units=units, flow=flow_by_layer(named, pieces, before),
-        )  # fmt: skip
-        vector = self._top.vector if top is not None else None
-        return Sample(
-            point,
-            params,
-            pieces if is_finite and has_mean_gradients(trainer) else None,
-            None if vector is None else unflatten(vector, params),
-        )
+
+        def put_together() -> Sample:
+            point = Point(
+                trainer.global_step, trainer.current_epoch, value, size, float(rate_of(trainer)), lambda_max=top,
+                stability=edge, units=units, flow=flow_by_layer(named, pieces, before),
+            )  # fmt: skip
+            vector = self._top.vector if top is not None else None
+            self._resize(trainer, pl_module)
+            return Sample(
+                point,
+                params,
+                pieces if is_finite and has_mean_gradients(trainer) else None,
+                None if vector is None else unflatten(vector, params),
+            )
+
+        return together(trainer, put_together)
+
+    @staticmethod
+    def _units(trainer: Trainer, watch: UnitWatch) -> dict[str, Units]:
+        """Return the units as all ranks have seen them."""
+        several: dict[str, Any] = {"all_reduce": partial(sum_over_ranks, trainer), "gather": gather_texts}
+        return watch.units(**several if trainer.world_size > 1 else {})
 
     def _curvature(
         self, trainer: Trainer, pl_module: LightningModule, named: Sequence[tuple[str, Tensor]]
@@ -167,6 +179,10 @@ class Sampler:
         with self._forgiving("curvature"), mean_training_loss(trainer, pl_module, **options) as loss:
             found = self._top.measure(loss, optimizer, [(name, p.shape) for name, p in named])
             self.num_evaluations += loss.num_matvecs
+        # Left out on one rank, it is left out on all: products are sums over ranks.
+        if agreed(trainer, "curvature" in self.left_out):
+            self.left_out.setdefault("curvature", "another rank failed")
+            return None, None
         return found
 
     def _resize(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,5 +218,7 @@ class Sampler:
         try:
             yield
         except Exception as error:  # an observer must not end what it observes, whatever it meets
-            self.left_out[what] = f"{type(error).__name__}: {error}"
-            rank_zero_warn(f"the diagnosis goes on without {what}: {self.left_out[what]}")
+            # The reason reaches files and loggers: a foreign error's words may hold what is no one else's.
+            is_own = isinstance(error, MisconfigurationException)
+            self.left_out[what] = str(error) if is_own else f"it failed with {type(error).__name__}"
+            rank_zero_warn(f"the diagnosis goes on without {what}: {type(error).__name__}: {error}")

@@ -8,10 +8,14 @@ import torch
 from lbtrain._lightning import Callback, LightningModule, Trainer
 from lbtrain.callbacks._diagnosis_checks import asked_for, limits_of
 from lbtrain.callbacks._diagnosis_output import put_out
-from lbtrain.callbacks._diagnosis_result import Diagnosis
+from lbtrain.callbacks._diagnosis_result import Diagnosis, reviewed
 from lbtrain.callbacks._diagnosis_run import DiagnosisRun
 from lbtrain.callbacks._measured_data import forget_batches
 from lbtrain.callbacks._recorder import Recorder
+
+# Of the fixed subset. A choice: with fewer even means and spreads of the inputs are not judged, and the noise of the
+# mean loss is above a quarter of the spread of single losses.
+MIN_SAMPLES = 16
 
 
 class OptimizationDiagnostics(Callback):
@@ -29,7 +33,7 @@ class OptimizationDiagnostics(Callback):
     or does not apply is left out with the reason, and never ends a run.
 
     Args:
-        num_samples: Training samples of the fixed subset, drawn by seed.
+        num_samples: Training samples of the fixed subset, drawn by seed; at least 16.
         every_n_steps: Sample after each n-th optimizer step; None for 20 samples over the run.
         curvature_every: Samples from one with the largest Hessian eigenvalue to the next.
         checks: Which to make, by name: False leaves one out, those that are not named are made. None for all.
@@ -56,6 +60,11 @@ class OptimizationDiagnostics(Callback):
         figures: bool = True,
         seed: int = 0,
     ) -> None:
+        if isinstance(num_samples, int) and 0 < num_samples < MIN_SAMPLES:
+            raise ValueError(
+                f"num_samples must be at least {MIN_SAMPLES}, got {num_samples}: on fewer, loss, noise and units are "
+                "those of single samples; take as many as a batch has, or more"
+            )
         self.num_samples, self.every_n_steps, self.curvature_every = num_samples, every_n_steps, curvature_every
         self.checks, self.thresholds, self.keys = checks, thresholds, keys
         self.figures, self.seed = figures, seed
@@ -97,7 +106,7 @@ class OptimizationDiagnostics(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Diagnose, print and publish."""
         if self._run.has_begun:
-            self.result = self._run.conclude(trainer, pl_module)
+            self.result = reviewed(self._run.conclude(trainer, pl_module))
             put_out(trainer, self.result, self._run.evidence, self.keys, figures=self.figures)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import fmean
 
-from lbtrain.functional._robust import quantile
+from lbtrain.functional._robust import blocks, quantile
 from lbtrain.functional.averaging import AveragingGain
 from lbtrain.functional.training_curve import Curve, still_falling
 
@@ -32,7 +32,22 @@ def lost_by_swing(curve: Curve, averaging: AveragingGain | None, share: float, m
         found.append(_by_range(levels))
     needed = material * abs(curve.start)
     large = [lost for lost in found if lost is not None and lost.part >= share and lost.loss >= needed]
+    large = [lost for lost in large if _seen_by_batches(curve, lost)]
     return max(large, key=lambda lost: lost.part, default=None)
+
+
+def _seen_by_batches(curve: Curve, lost: Lost) -> bool:
+    """Return whether the batch losses bear the loss out: they too have stopped falling, and are as high.
+
+    Where they have not, it is the evaluation that swings and not the training: running statistics of batch
+    normalization lag behind the weights.
+    """
+    if len(curve.levels) <= 3 or not curve.losses:
+        return True
+    if still_falling([fmean(part) for _, part in blocks(curve.losses, 20)]):
+        return len(curve.losses) < 8  # too few to tell
+    late, seen = curve.losses[len(curve.losses) // 2 :], curve.levels[len(curve.levels) // 2 :]
+    return fmean(late) >= fmean(seen) - 2 / 3 * lost.loss
 
 
 def _by_averaging(averaging: AveragingGain | None, end: float | None) -> Lost | None:

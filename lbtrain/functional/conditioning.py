@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from lbtrain.functional._pace import falls_at_end, has_risen, is_noise
 from lbtrain.functional.diagnosis import Finding, Remedy
 from lbtrain.functional.features import FeatureScales as FeatureScales
 from lbtrain.functional.features import feature_finding as feature_finding
@@ -15,6 +16,7 @@ from lbtrain.functional.invalid_data import named_tensors as named_tensors
 from lbtrain.functional.labels import LabelBalance as LabelBalance
 from lbtrain.functional.labels import balance_finding as balance_finding
 from lbtrain.functional.labels import label_balance as label_balance
+from lbtrain.functional.training_curve import Curve
 
 # Condition number from which gradient descent is slow. A choice: so many steps at its best rate take the error along
 # the median direction to 1 / e; some epochs of a small run.
@@ -26,6 +28,9 @@ _SLOW = 0.5
 _ZERO = 1e-5
 # Loss at the end over loss at the start from which a run has diverged, and is not slow. As for instability.
 _RISEN = 2.0
+# Share of noise, and standard errors of the line at the end. Choices: the latter as for slow progress, the former below
+# it, since an autoencoder near its floor has 0.5 and a wide spectrum, and nothing is wrong with it.
+_NOISE, _ERRORS = 0.4, 3.0
 
 
 def conditioning_finding(
@@ -33,25 +38,33 @@ def conditioning_finding(
     progress: float,
     *,
     weights: Sequence[float] | Tensor | None = None,
+    curve: Curve | None = None,
     condition: float = _CONDITION,
     slow: float = _SLOW,
     risen: float = _RISEN,
     zero: float = _ZERO,
+    noise: float = _NOISE,
+    errors: float = _ERRORS,
 ) -> Finding | None:
     """Blame slow progress on the spectrum where ``lambda_max / lambda`` is large for half of the curved directions.
 
     At the rate ``1 / lambda_max`` an error along an eigenvector shrinks by ``1 - lambda / lambda_max`` in each step: to
-    ``1 / e`` in ``lambda_max / lambda`` steps.
+    ``1 / e`` in ``lambda_max / lambda`` steps. A loss that has come to its floor, such as the entropy of its labels, or
+    that has jumped up on its way, is not held by the spectrum.
 
     Args:
         eigenvalues: Of the whole Hessian, or the nodes of its density: a few largest ones alone have another median.
         progress: Loss at the end over loss at the start, without unit. Networks that train well are ill-conditioned,
             too, so this decides.
         weights: Share of the spectrum at each node; None: the same for each.
+        curve: Of the run, whose loss must still fall; None where that is known.
         condition: Of ``lambda_max`` over the median positive eigenvalue, without unit.
         slow: Progress above which the run was slow, without unit.
-        risen: Progress above which it has diverged, which is no question of conditioning, without unit.
+        risen: Progress above which it has diverged, which is no question of conditioning, without unit; and the factor
+            over its lowest level before, to which it must never have risen.
         zero: Share of ``lambda_max`` up to which an eigenvalue is zero.
+        noise: Share of a batch gradient's squared norm that may be noise, median over the second half, without unit.
+        errors: Standard errors by which the loss must fall at the end, as in `slow_finding`.
 
     Returns:
         ``ill-conditioning`` with both ends; None where progress was good, the spectrum narrow, or a number not finite.
@@ -70,7 +83,7 @@ def conditioning_finding(
         raise ValueError(f"thresholds must be positive, got {given}; leave them out for the defaults")
     finite = all(map(math.isfinite, [*values, *shares, progress]))
     top = max(values, default=0.0) if finite else 0.0
-    if top <= 0 or not slow < progress <= risen:
+    if top <= 0 or not slow < progress <= risen or not (curve is None or _creeps(curve, risen, noise, errors)):
         return None
     middle = _median([(v, s) for v, s in zip(values, shares, strict=True) if v > zero * top])
     ratio = top / middle
@@ -82,12 +95,22 @@ def conditioning_finding(
         "start"
     )
     remedies = (
-        Remedy("standardize the inputs, or normalize inside the network (BatchNorm, LayerNorm)", {"normalize": True}),
+        Remedy(
+            "standardize inputs that are measurements, or normalize inside the network (BatchNorm, LayerNorm)",
+            {"normalize": True},
+        ),
         Remedy("momentum 0.9 or more, which needs the square root of these steps", {"momentum": 0.9}),
         Remedy("Adam, which rescales each weight, or a second-order method"),
     )
     numbers = {"lambda_max": top, "median": middle, "condition": ratio, "progress": progress}
     return Finding("ill-conditioning", words, numbers, ratio / condition, remedies=remedies)
+
+
+def _creeps(curve: Curve, risen: float, noise: float, errors: float) -> bool:
+    """Return whether the loss is on its way down and had nothing but a slow way behind it."""
+    if not curve.finite or has_risen(curve, risen) or is_noise(curve, noise):
+        return False
+    return falls_at_end(curve, errors)
 
 
 def _median(pairs: Sequence[tuple[float, float]]) -> float:

@@ -109,13 +109,18 @@ def _too_early(
         return None
     words = (
         f"the loss was falling by {-100 * slope / at_cut:.2g} % in a step when the rate was cut from "
-        f"{cut.before:.2g} to {cut.after:.2g} at step {cut.step}, and went from {at_cut:.3g} to {settled:.3g} only in "
-        f"the {len(after)} steps after it"
+        f"{cut.before:.2g} to {cut.after:.2g} at step {cut.step}, and "
+        f"{'went' if settled < at_cut else 'did not fall:'} from {at_cut:.3g} to {settled:.3g} "
+        f"{'only ' if settled < at_cut else ''}in the {len(after)} steps after it"
     )
     numbers = {"pace": -slope, "left_after": settled / at_cut}
     severity = max(1.0, led / ((1 - stall) * at_cut))
-    later = _moved("cut the rate later", 0.6, _in_epochs(0.6 * curve.length, steps_per_epoch))
-    return Finding("decay too early", words, numbers, severity, cut.step, (later, Remedy("do not cut it")))
+    where, never = max(0.6, 0.5 * (1 + cut.step / curve.length)), Remedy("do not cut it")
+    # So late that there is next to no run left after it.
+    if where > 0.9:
+        return Finding("decay too early", words, numbers, severity, cut.step, (never,))
+    later = _moved("cut the rate later", where, _in_epochs(where * curve.length, steps_per_epoch))
+    return Finding("decay too early", words, numbers, severity, cut.step, (later, never))
 
 
 def _too_late(

@@ -16,6 +16,7 @@ def fluctuation_finding(
     *,
     averaging: AveragingGain | None = None,
     batch_size: int | None = None,
+    oscillates: bool | None = None,
     noise: float = 0.5,
     share: float = 0.3,
     material: float = 0.02,
@@ -29,7 +30,8 @@ def fluctuation_finding(
     Args:
         curve: Of the run.
         averaging: From `averaging_gain` at the end; None judges by the swing of the loss.
-        batch_size: Samples per step, for the remedy.
+        batch_size: Samples of a batch on one device, for the remedy; None leaves that in words.
+        oscillates: Whether the steps are known to leap, by `oscillation_finding`; None asks it.
         noise: Share of a batch gradient's squared norm that must be noise at one sample of the second half at least;
             1/2 is where noise and signal are equal, at the critical batch size. Not asked where it was not measured.
         share: Part of the recent loss that must be due to it, without unit. A choice: less is not worth a change.
@@ -51,7 +53,9 @@ def fluctuation_finding(
     if shares and max(shares) < noise:
         return None
     lost = lost_by_swing(curve, averaging, share, material)
-    if lost is None or oscillation_finding(curve, averaging=averaging) is not None:
+    if lost is None:
+        return None
+    if oscillation_finding(curve, averaging=averaging) is not None if oscillates is None else oscillates:
         return None
     words, numbers = f"the loss has stopped falling and fluctuates; {lost.words}", {"lost": lost.loss}
     if shares:
@@ -73,9 +77,9 @@ def _remedies(curve: Curve, batch_size: int | None) -> tuple[Remedy, ...]:
     lower = {} if peak is None else {"lr": two_digits(peak / 10)}
     to = f" to {lower['lr']:g}" if lower else " tenfold"
     larger = {} if batch_size is None else {"batch_size": 8 * batch_size}
-    batch = f"a batch of {8 * batch_size}" if batch_size else "a batch 8 times as large"
+    batch = f"batches of {8 * batch_size} on each device" if batch_size else "batches 8 times as large"
     return (
         Remedy(f"lower the rate{to}, or let it decay to 0 over the run (cosine)", lower),
         Remedy("average the iterates of the last quarter (WeightAveraging)", {"averaging": True}),
-        Remedy(f"{batch}, with an eighth of the noise", larger),
+        Remedy(f"{batch} at the same rate, with an eighth of the noise", larger),
     )

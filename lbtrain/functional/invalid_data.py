@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from lbtrain.functional.diagnosis import Finding, Remedy
 
 # Minus infinity in a tensor of this name says what to leave out of an attention.
 _MASK = "mask"
+# Samples that are named, to be looked at; a choice.
+_NAMED = 5
 
 
 @dataclass
@@ -20,12 +22,20 @@ class _Count:
     inf: int = 0
     samples: int = 0
     total: int = 0
+    places: list[int] = field(default_factory=list)
 
 
 class InvalidValues:
-    """Count samples with values that are not finite, over any number of batches."""
+    """Count samples with values that are not finite, over any number of batches.
 
-    def __init__(self) -> None:
+    Args:
+        of: What the batches are of, such as "the first batch", for the words; empty to leave it out.
+        first: Index of the first sample in what they are of.
+        step: From the index of a sample to that of the next one; 0 where indices are not known.
+    """
+
+    def __init__(self, of: str = "", first: int = 0, step: int = 1) -> None:
+        self._of, self._first, self._step = f" of {of}" if of else "", first, step
         self._counts: dict[str, _Count] = {}
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
@@ -42,6 +52,8 @@ class InvalidValues:
             bad = (nan | inf).reshape(len(tensor) if tensor.ndim else 1, -1).any(dim=1)
             found = torch.stack([nan.sum(), inf.sum(), bad.sum()]).tolist()  # waits for the device once
             count.nan, count.inf, count.samples = count.nan + found[0], count.inf + found[1], count.samples + found[2]
+            if found[2] and len(count.places) <= _NAMED:
+                count.places += [count.total + row for row in bad.nonzero().flatten().tolist()]
             count.total += len(bad)
 
     def finding(self) -> Finding | None:
@@ -54,11 +66,7 @@ class InvalidValues:
         if not bad:
             return None
         ordered = sorted(bad.items(), key=lambda item: -item[1].samples / item[1].total)
-        words = "; ".join(
-            f"{_place(name)}: {c.samples} of {c.total} samples have values that are not finite ({c.nan} NaN, {c.inf} "
-            "infinite)"
-            for name, c in ordered[:3]
-        )
+        words = "; ".join(f"{_place(name)}: {self._words(count)}" for name, count in ordered[:3])
         worst = ordered[0][1]
         numbers = {
             "samples": float(worst.samples),
@@ -66,9 +74,18 @@ class InvalidValues:
             "nan": float(sum(c.nan for c in bad.values())),
             "inf": float(sum(c.inf for c in bad.values())),
         }
-        remedy = Remedy("leave these samples out of the data, or fill their missing values in")
+        remedy = Remedy("leave these samples out of the data, or replace the values that are not finite")
         # One is too many: a single NaN makes all weights NaN.
         return Finding("invalid data", words, numbers, float(worst.samples), since=0, remedies=(remedy,))
+
+    def _words(self, count: _Count) -> str:
+        verb = "has" if count.samples == 1 else "have"
+        kinds = " and ".join(f"{n} {kind}" for n, kind in ((count.nan, "NaN"), (count.inf, "infinite")) if n)
+        text = f"{count.samples} of {count.total} samples{self._of} {verb} values that are not finite ({kinds})"
+        if not self._step:
+            return text
+        shown = ", ".join(str(self._first + self._step * place) for place in count.places[:_NAMED])
+        return f"{text}: number{'s' * (count.samples > 1)} {shown}{', ...' * (count.samples > _NAMED)}, from 0"
 
 
 def named_tensors(batch: Any, path: str = "") -> dict[str, Tensor]:

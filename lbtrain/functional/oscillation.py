@@ -86,6 +86,7 @@ def oscillation_finding(
     curve: Curve,
     *,
     averaging: AveragingGain | None = None,
+    momentum: float = 0.0,
     lowest: float = 0.5,
     edge: float = 1.3,
     correlation: float = -0.2,
@@ -103,6 +104,7 @@ def oscillation_finding(
     Args:
         curve: Of the run, with stabilities and projections.
         averaging: From `averaging_gain` at the end; None judges by the swing of the loss.
+        momentum: Of the optimizer, without unit; of Adam its first beta.
         lowest: Stability above which the weights change sides at each step: 1/2 exactly, for heavy ball too.
         edge: Stability above which it is not oscillation. The limit is 1; the estimate is of part of the subset, and
             at the edge of stability networks hover a little above it (Cohen et al. 2021, figure 5).
@@ -122,7 +124,8 @@ def oscillation_finding(
     """
     if not curve.finite:
         return None
-    half = curve.known_stabilities(curve.length // 2)
+    # A schedule that ends at the rate 0 has no stability there.
+    half = [(step, s) for step, s in curve.known_stabilities(curve.length // 2) if s > 0]
     seen = [(step, s) for step, s in curve.known_stabilities() if s > lowest]
     if not half or not lowest < median(s for _, s in half) <= edge or not curve.projections:
         return None
@@ -136,18 +139,30 @@ def oscillation_finding(
     level = median(s for _, s in half)
     words = (
         f"the gradients along the top eigenvector alternate (correlation of successive ones {found.value:.2f} +- "
-        f"{found.stderr:.2f}) at {2 * level:.2g} of the 2 that lr*lambda_max may reach; {lost.words}"
+        f"{found.stderr:.2f}) at {_rate_words(curve, half[-1], level)}; {lost.words}"
     )
     numbers = {"stability": level, "correlation": found.value, "correlation_stderr": found.stderr, "lost": lost.loss}
-    return Finding("oscillations", words, numbers, level / lowest, seen[0][0], _remedies(curve, half[-1], target))
+    return Finding(
+        "oscillations", words, numbers, level / lowest, seen[0][0], _remedies(curve, level, target, momentum)
+    )
 
 
-def _remedies(curve: Curve, last: tuple[int, float], target: float) -> tuple[Remedy, ...]:
-    """Return a rate at which nothing leaps, and momentum."""
-    step, stability = last
-    rate, peak = curve.rate_at(step), curve.peak
-    momentum = Remedy("keep the rate and use momentum, which moves the limit from 2 to 2 + 2 mu")
-    if not rate or not peak:
-        return Remedy("lower the rate until lr*lambda_max is 0.5"), momentum
-    lower = two_digits(min(rate * target / stability, peak / 2))
-    return Remedy(f"lower the rate to {lower:g}, for lr*lambda_max = {2 * target:g}", {"lr": lower}), momentum
+def _rate_words(curve: Curve, last: tuple[int, float], level: float) -> str:
+    """Return how near the rate is to its limit, as lr*lambda_max where the optimizer is plain gradient descent."""
+    if curve.is_plain(*last):
+        return f"lr*lambda_max = {2 * level:.2g}, of the 2 that it may reach"
+    return f"{level:.2g} times the largest stable rate"
+
+
+def _remedies(curve: Curve, level: float, target: float, momentum: float) -> tuple[Remedy, ...]:
+    """Return a rate at which nothing leaps, and momentum where there is little."""
+    peak = curve.peak
+    if not peak:
+        lower = Remedy("lower the rate until lr*lambda_max is 0.5")
+    else:
+        # The whole schedule is scaled, so that its level in the second half comes to the target.
+        rate = two_digits(min(peak * target / level, peak / 2))
+        lower = Remedy(f"lower the rate to {rate:g}, {target:g} of the largest stable one", {"lr": rate})
+    if momentum >= 0.5:
+        return (lower,)
+    return lower, Remedy("keep the rate and use momentum, which moves the limit from 2 to 2 + 2 mu")

@@ -3,6 +3,7 @@
 import math
 from statistics import median
 
+from lbtrain.functional._pace import falls_at_end, is_noise
 from lbtrain.functional._robust import two_digits
 from lbtrain.functional.convexity import Convexity
 from lbtrain.functional.diagnosis import Finding, Remedy
@@ -13,11 +14,14 @@ def slow_finding(
     curve: Curve,
     *,
     momentum: float = 0.0,
+    rescales: bool = False,
     convexity: Convexity | None = None,
     left: float = 0.5,
     straight: float = 0.3,
     stability: float = 0.05,
     match: float = 2.0,
+    noise: float = 0.7,
+    errors: float = 3.0,
     target: float = 0.25,
     largest: float = 100.0,
 ) -> Finding | None:
@@ -25,11 +29,15 @@ def slow_finding(
 
     Gradient descent at a small rate follows ``dL = -rate / (1 - mu) |g|^2`` per step; as long as little of the loss is
     gone, ``|g|`` stays and the line is straight. Where the stability is not known, that the loss falls by just this
-    sum shows that the rate is what limits it: neither noise nor curvature takes its part.
+    sum shows that the rate is what limits it: neither noise nor curvature takes its part. A loss that has come to its
+    floor, be it that of the noise in its labels, is not slow: it must fall at the end, in the batches as on the fixed
+    subset, and noise must not rule the gradient.
 
     Args:
         curve: Of the run.
-        momentum: Of the optimizer, without unit, for the terminal step ``lr / (1 - mu)``.
+        momentum: Of the optimizer, without unit, for the terminal step ``lr / (1 - mu)``; of Adam its first beta.
+        rescales: Whether the optimizer divides the gradient, as Adam and RMSprop do: then ``lr`` is no step per
+            gradient, and neither that sum nor the terminal step says anything.
         convexity: Evidence to be told with it; None without.
         left: Share of the first loss that must be left at the end, without unit. A choice: a run that halves its loss
             is not called slow.
@@ -39,6 +47,10 @@ def slow_finding(
         stability: Largest stability of a slow run, without unit: the rate could be 20 times as large.
         match: Factor by which the fall may differ from that sum, without unit. A choice: between two samples the
             squared norm changes by less.
+        noise: Share of a batch gradient's squared norm that may be noise, median over the second half, without unit. A
+            choice: slow runs on digits have 0.1 to 0.4, runs at the floor of noisy labels 0.8 to 1.
+        errors: Standard errors by which the line through the second half must fall; 3: by chance in 1 of 300 runs, at
+            10 samples and independent errors.
         target: Stability that the remedy's rate aims at: rate * lambda_max = 0.5.
         largest: Largest factor of the remedy, without unit. A choice: curvature is known where the run is, not where a
             larger rate leads.
@@ -52,10 +64,10 @@ def slow_finding(
     if not curve.finite or share_left(curve) < left or len(curve.track[1]) < 4 or not any(curve.gradient_norms or [1]):
         return None
     bend = straightness(curve)
-    if bend is None or bend < straight:
+    if bend is None or bend < straight or is_noise(curve, noise) or not falls_at_end(curve, errors):
         return None
     known = [s for _, s in curve.known_stabilities()]
-    ratio = _against_flow(curve, momentum)
+    ratio = None if rescales else _against_flow(curve, momentum)
     limited = max(known) <= stability if known else ratio is not None and 1 / match <= ratio <= match
     if not limited:
         return None
@@ -71,7 +83,9 @@ def slow_finding(
     elif ratio is not None:
         words += f", {ratio:.2g} times what its gradient and rate predict"
         numbers["against_flow"] = ratio
-    words += _terminal_words(curve, momentum) + (f"; {convexity.words}" if convexity is not None else "")
+    words += ("" if rescales else _terminal_words(curve, momentum)) + (
+        f"; {convexity.words}" if convexity is not None else ""
+    )
     severity = stability / max(known) if known and max(known) > 0 else share_left(curve) / left
     return Finding(
         "slow progress", words, numbers, max(severity, 1.0), 0, _remedies(curve, known, momentum, target, largest)

@@ -163,6 +163,16 @@ class Curve:
         pairs = zip(self.steps, self.stabilities, strict=True) if self.stabilities else ()
         return [(step, s) for step, s in pairs if s is not None and math.isfinite(s) and step >= first]
 
+    def is_plain(self, step: int, stability: float) -> bool:
+        """Return whether the stability is rate * lambda_max / 2, as of plain gradient descent; False if not known.
+
+        Args:
+            step: Of a sample.
+            stability: Measured there.
+        """
+        rate, curvature = self.rate_at(step), self.curvatures[self.steps.index(step)] if self.curvatures else None
+        return rate is not None and curvature is not None and abs(rate * curvature / 2 - stability) <= 0.01 * stability
+
 
 def still_falling(levels: Sequence[float], *, fall: float = 0.2, errors: float = 2.5) -> bool:
     """Tell whether a loss still falls in the second half of a run.

@@ -130,4 +130,4 @@ def _runs_sheet(sick: Sequence[Diagnosed], labels: dict[Condition, str]) -> Shee
             Entry(", ".join(more) or "-"),
         ))
     header = ("run", "setting", *(("seed",) if seeds else ()), "problem", "evidence", "since (step)", "remedy", "also")
-    return Sheet(RUNS_TITLE, header, tuple(rows), folded=len(rows) > MAX_OPEN)
+    return Sheet(RUNS_TITLE, header, tuple(rows), folded=len(rows) > MAX_OPEN, cards=True)

@@ -1,4 +1,4 @@
-"""What the doctor found, in sentences: how many runs are healthy, and the problem that most others have first."""
+"""What the doctor found, in sentences: how many runs are healthy, and the problems that most others have first."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from lbtrain.study.conditions import Condition
 from lbtrain.study.diagnoses import Diagnosed, diagnoses, in_order
 from lbtrain.study.phrases import after_mark, batch_words, count, joined
 
+_MAX_TOLD = 3  # problems that have a sentence of their own; the table has all
 _MAX_NAMED = 5  # problems, files and common settings in one sentence; more are not read
 
 
@@ -25,8 +26,7 @@ def diagnosis_sentences(table: pd.DataFrame) -> list[str]:
     texts = []
     if found.runs:
         texts.append(_overall(found.runs))
-        firsts = _firsts(found.runs)
-        texts += [_top(table, next(iter(firsts)))] if firsts else []
+        texts += [_top(table, name) for name in list(_firsts(found.runs))[:_MAX_TOLD]]
     shown = [f"{run} ({reason})" for run, reason in found.broken[:_MAX_NAMED]]
     more = [f"{len(found.broken) - _MAX_NAMED} more"] if len(found.broken) > _MAX_NAMED else []
     if shown:
@@ -49,9 +49,11 @@ def _overall(runs: Sequence[Diagnosed]) -> str:
     more = [f"{len(parts) - _MAX_NAMED} others"] if len(parts) > _MAX_NAMED else []
     named = joined([*parts[:_MAX_NAMED], *more])
     if not healthy:
-        return f"Each of {count(len(runs), 'diagnosed run')} has a problem, as its first one {named}."
-    has = "has" if healthy == 1 else "have"
-    return f"{healthy} of {count(len(runs), 'diagnosed run')} {has} no problem; the first one of the others is {named}."
+        return f"Each of {count(len(runs), 'diagnosed run')} has a problem; the first problem of each: {named}."
+    has, others = "has" if healthy == 1 else "have", len(runs) - healthy
+    rest = "one" if others == 1 else str(others)
+    good = f"{healthy} of {count(len(runs), 'diagnosed run')} {has} no problem"
+    return f"{good}; first problem of the other {rest}: {named}."
 
 
 def _top(table: pd.DataFrame, name: str) -> str:

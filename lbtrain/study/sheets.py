@@ -39,6 +39,7 @@ class Sheet:
         about: Sentences that stand before it.
         marked: Rows to set off: those without a result.
         folded: Whether the page shows the rows only when asked to.
+        cards: Whether a narrow page shows each row as a card, its cells below each other: of sentences.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Sheet:
     about: tuple[str, ...] = ()
     marked: frozenset[int] = frozenset()
     folded: bool = False
+    cards: bool = False
 
     @property
     def texts(self) -> tuple[tuple[str, ...], ...]:

@@ -102,7 +102,8 @@ def test_the_example(tmp_path):
     assert re.search(r"lr/scaled +0\.08", said)
 
 
-def test_the_lines_for_an_existing_module():
+def test_the_lines_for_an_existing_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where callbacks leave their files
     from tests.modules import Plain, digits_like, fit
 
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -2,13 +2,20 @@
 
 import contextlib
 import io
+import itertools
 import os
 import sys
 import warnings
+from unittest import mock
 
 import torch
 
 from lbtrain import OptimizationDiagnostics
+from lbtrain.callbacks import _diagnosis_end, _recorder_sample
+from lbtrain.callbacks._recorder import Recorder
+from lbtrain.callbacks._recorder_curvature import TopEigenvalue
+from lbtrain.callbacks._recorder_losses import StepLosses
+from lbtrain.callbacks._recorder_mean import WeightMean
 from tests.modules import fit, same
 from tests.unit.callbacks.diagnosed import Classifier, clusters
 
@@ -19,6 +26,42 @@ CASES = {
     "dead": {"bias": -10.0},
     "unstable": {"optimizer": lambda p: torch.optim.SGD(p, lr=30.0, momentum=0.9)},
 }
+FEW = dict.fromkeys(("gradients", "reduction", "inputs", "labels", "symmetries"), False)
+# What fails on rank 1 alone, once it is called that many times, and what is then missing on both.
+FAULTS = {
+    "the old weights": ((Recorder, "_look_ahead"), 9, "samples"),
+    "the mean of the weights": ((WeightMean, "add"), 2, "samples"),
+    "the losses of the steps": ((StepLosses, "_values"), 2, "samples"),
+    "the gradient flow": ((_recorder_sample, "flow_by_layer"), 1, "samples"),
+    "the top eigenvalue": ((TopEigenvalue, "measure"), 1, "curvature"),
+    "the loss at the mean": ((WeightMean, "placed"), 0, ""),
+    "the spectrum at the end": ((_diagnosis_end, "evaluation_size"), 0, "end"),
+}
+
+
+def planted(fault):
+    """Return how a run went whose rank 1 fails in one place; that it comes back at all is the point."""
+    (where, name), calls, _ = FAULTS[fault]
+    count, work = itertools.count(), getattr(where, name)
+
+    def fails(*args):
+        result = work(*args)  # a sum over ranks inside it has its own agreement
+        if os.environ["LOCAL_RANK"] == "1" and next(count) >= calls:
+            raise ZeroDivisionError("token=secret")
+        return result
+
+    doctor, module = (
+        OptimizationDiagnostics(every_n_steps=4, curvature_every=1, figures=False, checks=FEW),
+        Classifier(lr=1e-3),
+    )
+    with mock.patch.object(where, name, fails), contextlib.redirect_stdout(io.StringIO()):
+        trainer = fit(module, clusters(96, batch_size=8), [doctor], max_epochs=2, **TWO)
+    run = doctor._run
+    return {
+        "steps": trainer.global_step,
+        "left_out": run._recorder.left_out | run._missing,
+        "seen": len(run.evidence.points),
+    }
 
 
 def diagnosis(case, loader, callbacks=True, **options):
@@ -46,6 +89,7 @@ def of_ranks(folder):
         }
         weights[case] = module.state_dict()
     alone, _, _ = diagnosis("healthy", clusters(batch_size=8), callbacks=False, **TWO)
+    found["faults"] = {fault: planted(fault) for fault in FAULTS}
     return found | {"same": same(weights["healthy"], alone.state_dict())}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.distributed.diagnosis import CASES, diagnosis
+from tests.distributed.diagnosis import CASES, FAULTS, diagnosis
 from tests.distributed.start import ranks_of
 from tests.unit.callbacks.diagnosed import clusters
 
@@ -34,3 +34,14 @@ def test_one_rank_prints(ranks, case):
 
 def test_the_training_is_the_same_bit_for_bit(ranks):
     assert all(rank["same"] for rank in ranks)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_fails_on_one_rank_ends_on_both_and_the_training_goes_on(ranks, fault):
+    what = FAULTS[fault][2]
+    first, second = (rank["faults"][fault] for rank in ranks)
+    assert first["steps"] == second["steps"] == 12
+    assert first["seen"] == second["seen"]
+    assert first["left_out"].keys() == second["left_out"].keys()
+    assert what in {*first["left_out"], ""}
+    assert "secret" not in str((first, second))

@@ -1,5 +1,7 @@
 """Each sick run of the gallery gets its diagnosis first and is cured by the remedy; no healthy run gets any."""
 
+import math
+
 import pytest
 
 from tests.sick_runs import CURABLE, GALLERY, HEALTHY, SICK, run
@@ -57,4 +59,22 @@ def test_the_first_remedy_halves_the_loss_at_the_end_at_least(name, left, tmp_pa
     sick = left(name)
     assert sick.cure, sick.diagnosis["findings"]
     cured = run(name, tmp_path, *sick.cure)
+    assert math.isfinite(cured.loss), sick.cure
     assert cured.loss <= CURED * sick.loss, sick.cure
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_larger_batch_is_told_as_one_device_has_it_under_accumulation(tmp_path):
+    outcome = run("tiny_batch", tmp_path, "trainer.accumulate_grad_batches=4", "data.samples=128")
+    told = [word for remedy in outcome.diagnosis["findings"][0]["remedies"] for word in remedy["overrides"]]
+    # Eight times 2: with 4 batches to a step, eight times the samples of a step.
+    assert "data.batch_size=16" in told
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_summed_loss_is_told_with_the_rate_after_the_warmup(tmp_path):
+    warmup = "scheduler={_target_:torch.optim.lr_scheduler.LinearLR,_partial_:true,start_factor:0.01,total_iters:5}"
+    (found,) = run("summed_loss", tmp_path, warmup, "trainer.max_epochs=1").diagnosis["findings"]
+    assert (found["problem"], found["numbers"]["rate"]) == ("summed loss", 0.1)
+    rates = [remedy["changes"]["lr"] for remedy in found["remedies"] if "lr" in remedy["changes"]]
+    assert all(rate == pytest.approx(0.1 / 64) for rate in rates)

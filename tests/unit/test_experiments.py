@@ -20,7 +20,7 @@ CONF, PAGES = ROOT / "conf", ROOT / "docs" / "experiments"
 # Those that are a study of their own; tune shows the search for settings, in docs/clusters.md.
 EXPERIMENTS = ("keskar2017", "loss_reduction", "lr_batch_grid", "sick_runs", "steps_to_target", "surlemont2022")
 RUNS = {"keskar2017": 20, "loss_reduction": 12, "lr_batch_grid": 180, "steps_to_target": 40, "surlemont2022": 32}
-RUNS |= {"sick_runs": 26}
+RUNS |= {"sick_runs": 28}
 
 
 def composed(*overrides):

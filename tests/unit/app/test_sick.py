@@ -8,8 +8,8 @@ from torch import nn
 
 from lbtrain.app.data import DigitsData
 from lbtrain.app.sick import DecayOnce, SquaredError
-from lbtrain.app.sick_data import DigitsTargets, LeastSquaresData, ShiftedDigits, largest_curvature
-from lbtrain.app.sick_networks import DetachedNorm, LinearMap, Perceptron, Threshold, WrongTanh
+from lbtrain.app.sick_data import DigitsTargets, LeastSquaresData, NoisyDigits, ShiftedDigits, largest_curvature
+from lbtrain.app.sick_networks import DetachedNorm, LinearMap, Perceptron, ResidualNet, Threshold, WrongTanh
 
 
 def sgd(params):
@@ -64,6 +64,19 @@ def test_shifted_digits_are_those_of_the_study_once_they_are_normalized():
     assert torch.equal(ShiftedDigits(normalize=True).split.train.tensors[0], plain)
 
 
+def test_so_many_training_labels_are_drawn_anew_and_no_others():
+    noisy, plain = NoisyDigits(noise=0.4).split, DigitsData().split
+    images, labels = noisy.train.tensors
+    assert torch.equal(images, plain.train.tensors[0])
+    wrong = (labels != plain.train.tensors[1]).float()
+    # A tenth of the draws hit the class that was there: 0.36 differ, with a standard error of 0.013.
+    assert wrong.mean().item() == pytest.approx(0.36, abs=0.04)
+    assert torch.equal(noisy.test.tensors[1], plain.test.tensors[1])
+    assert torch.equal(noisy.val.tensors[1], plain.val.tensors[1])
+    assert torch.equal(NoisyDigits(noise=0.0).split.train.tensors[1], plain.train.tensors[1])
+    assert torch.equal(labels, NoisyDigits(noise=0.4).split.train.tensors[1])
+
+
 def test_seeds_give_other_samples_and_the_same_seed_the_same():
     first, again, other = (LeastSquaresData(seed=seed).dataset.tensors[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -97,6 +110,19 @@ def test_a_perceptron_has_its_bias_its_norms_and_its_fixed_output():
         "layers.7.bias",
     }
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_residual_network_gives_scores_and_normalizes_each_convolution():
+    network = ResidualNet(width=4, blocks=2)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(convolutions) == len(norms) == 5
+    assert network(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+    # Blocks of zeros change nothing: what comes in is positive already.
+    inputs = torch.randn(3, 1, 8, 8)
+    for norm in norms[1:]:
+        nn.init.zeros_(norm.weight)
+    assert torch.equal(network.eval()(inputs), network.dense(network.stem(inputs).mean((2, 3))))
 
 
 def derivative(module, at):
@@ -170,6 +196,7 @@ def test_the_rate_falls_once():
         (lambda: LeastSquaresData(condition=0.5), "condition at least 1"),
         (lambda: LeastSquaresData(nan_targets=600), "nan_targets must lie between 0 and samples=512, got 600"),
         (lambda: DigitsTargets(lambda_max=0.0), "lambda_max must be above 0, got 0.0"),
+        (lambda: NoisyDigits(noise=1.5), "noise must lie between 0 and 1, got 1.5"),
         (lambda: SquaredError(LinearMap(), sgd, target_noise=-1.0), "target_noise must be at least 0, got -1.0"),
         (lambda: DecayOnce(sgd([nn.Parameter(torch.zeros(1))]), decay_epoch=0), "decay_epoch .* at least 1, got 0"),
         (lambda: DecayOnce(sgd([nn.Parameter(torch.zeros(1))]), factor=0.0), "factor must be above 0, got 0.0"),

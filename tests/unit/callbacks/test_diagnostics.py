@@ -2,13 +2,15 @@
 
 import json
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lbtrain import SAM, LearningRateScaling, LossReductionCheck, OptimizationDiagnostics, StepTime
 from lbtrain._lightning import Callback
-from lbtrain.callbacks import _diagnosis_exams, _diagnosis_run, _diagnosis_verdicts
+from lbtrain.callbacks import _diagnosis_end, _diagnosis_exams, _diagnosis_run, _diagnosis_verdicts
 from lbtrain.callbacks._diagnosis_checks import CHECKS
 from tests.modules import Everything, digits_like, fit, same
 from tests.unit.callbacks.diagnosed import Breaking, Classifier, clusters, diagnosed
@@ -174,6 +176,36 @@ class TestAFailure:
             doctor = diagnosed()
         assert doctor.result.findings == ()
 
+    @pytest.mark.parametrize("ends", [True, False])
+    def test_of_all_judging_leaves_every_check_out_and_no_error_of_the_run_is_hidden(self, ends, monkeypatch):
+        def broken(*_, **__):
+            raise ZeroDivisionError("token=secret")
+
+        monkeypatch.setattr(_diagnosis_run, "case_of", broken)
+        doctor = OptimizationDiagnostics(figures=False, checks={"gradients": False})
+        module = Classifier() if ends else Breaking(RuntimeError("mine"), at=5)
+        with pytest.warns(UserWarning, match="judging failed \\(ZeroDivisionError"), nullcontext() if ends else (
+            pytest.raises(RuntimeError, match="mine")
+        ):  # fmt: skip
+            fit(module, clusters(), [doctor], max_epochs=2)
+        assert {*doctor.result.checked, *doctor.result.left_out} == {*CHECKS} - {"gradients"}
+        assert doctor.result.left_out["instability"] == "judging failed with ZeroDivisionError"
+
+    def test_of_one_record_of_the_data_does_not_keep_the_run_from_training(self, tmp_path):
+        class Broken(TensorDataset):
+            def __getitem__(self, i):
+                if i == 5:
+                    raise KeyError("token=secret")
+                return super().__getitem__(i)
+
+        data = Broken(*clusters().dataset.tensors)
+        loader = DataLoader(data, batch_size=16, sampler=[i for i in range(192) if i != 5])
+        with pytest.warns(UserWarning, match="KeyError"):
+            doctor = diagnosed(loader=loader, max_epochs=2, where=tmp_path, num_samples=192)
+        assert doctor.result.steps == 24
+        assert "KeyError" in doctor.result.left_out["units"]
+        assert "secret" not in (tmp_path / "diagnosis.json").read_text()
+
     def test_of_the_examination_at_the_end_leaves_out_what_needs_it(self, monkeypatch):
         def broken(scene):
             raise ZeroDivisionError
@@ -279,6 +311,21 @@ def test_values_that_are_lost_late_in_the_data_are_found_when_the_loss_is(tmp_pa
     doctor = diagnosed(loader=loader, num_samples=16)
     assert doctor.result.first == "invalid data"
     assert "1 of 400" in doctor.result.findings[0].evidence
+
+
+@pytest.mark.parametrize("lost", [20, None])
+def test_the_search_for_lost_values_ends_in_time_with_what_it_has(lost, monkeypatch):
+    monkeypatch.setattr(_diagnosis_end, "_MOST_SECONDS", -1.0)
+    monkeypatch.setattr(_diagnosis_end, "_read", lambda *_: iter([[torch.ones(4, 2)], pytest.fail]))
+    loader = clusters(samples=400)
+    loader.dataset.tensors[0][390] = torch.nan
+    if lost is not None:
+        monkeypatch.setattr(_diagnosis_end, "_read", lambda *_: iter([[torch.full((4, 2), torch.nan)], pytest.fail]))
+    result = diagnosed(loader=loader, num_samples=16, max_epochs=2).result
+    if lost is None:
+        assert "longer than" in result.left_out["data"]
+    else:
+        assert "4 of 4" in next(f for f in result.findings if f.problem == "invalid data").evidence
 
 
 def test_the_verdict_of_another_callback_on_the_reduction_is_taken(monkeypatch):

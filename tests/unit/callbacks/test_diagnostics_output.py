@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lbtrain._lightning import CSVLogger, DummyLogger
 from lbtrain.callbacks import _diagnosis_output
 from lbtrain.callbacks._diagnosis_file import COLUMNS, as_json
 from lbtrain.callbacks._diagnosis_ledger import Ledger, LeftOut, _merged
+from lbtrain.callbacks._diagnosis_output import names_of
 from lbtrain.callbacks._diagnosis_result import Diagnosis, Names
 from lbtrain.callbacks._diagnosis_table import show
 from lbtrain.functional.diagnosis import Finding, Remedy
@@ -48,11 +50,25 @@ def test_the_table_says_everything_at_any_width(width):
     assert problems.index("instability") < problems.index("dead units")
     assert "61 of 64 relu units are dead on 256 samples since step 40" in " ".join(evidence.split())
     assert "step 38" in since
-    assert "optimizer.lr=0.019" in remedies
-    assert "warmup_steps" not in remedies  # no key of this run: its words have to do
-    assert "model.network.bias=0.0" in remedies.replace(" ", "")
+    assert "lower the rate below 0.2 or warm up [1] or: bias 0 [2]" in " ".join(remedies.split())
+    assert "warmup_steps" not in text  # no key of this run: its words have to do
     assert "another activation" not in remedies
     assert "left out: flow: no layers" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_overrides_stand_below_the_table_unbroken_and_together_where_they_belong_together(width):
+    long = {"lr": "trainer.a_long_name.of_a_group.learning_rate", "warmup_steps": "callbacks.lr_scaling.warmup_steps"}
+    again = Finding("slow progress", "it is", {}, 1.0, remedies=(LOWER,))  # the same remedy is told once
+    lines = printed(Diagnosis((DEAD, again), ("units",)), Names({**long, "bias": "model.bias"}), width).splitlines()
+    assert lines[lines.index("remedies as overrides:") + 1 :] == [
+        f"  [1] {long['lr']}=0.019 {long['warmup_steps']}=100",
+        "  [2] model.bias=0.0",
+    ]
+
+
+def test_without_keys_no_overrides_are_announced():
+    assert "override" not in printed(Diagnosis((DEAD,), ("units",)), Names(), 80)
 
 
 def test_a_healthy_run_has_one_line_whatever_the_width():
@@ -60,6 +76,36 @@ def test_a_healthy_run_has_one_line_whatever_the_width():
     for width in (40, 160):
         text = printed(healthy, Names(), width)
         assert text == "diagnosis: no problem found in 14 checks (20 samples, 1.2 % of the time)\n"
+
+
+def test_what_was_left_out_is_told_with_the_reason_of_most():
+    left = {"gradients": "optimization is manual", "labels": "r" * 300, "units": "optimization is manual"}
+    assert Diagnosis((), ("flow",) * 3, left, samples=2).sentence() == (
+        "diagnosis: no problem found in 3 of 6 checks (2 samples, 0 % of the time); left out: gradients, units "
+        "(optimization is manual); labels"
+    )
+    few = Diagnosis((), ("flow",) * 3, dict.fromkeys("abcdefghijklm", "why"))
+    assert "no problem found, but only 3 of 16 checks were made (0 samples" in few.sentence()
+    text = printed(Diagnosis((DEAD,), ("units",), left), Names(), 80)
+    assert text.count("left out: gradients, units: optimization is manual") == 1
+    assert text.splitlines()[0].endswith("found in 1 of 4 checks (0 samples, 0 % of the time)")
+
+
+def test_a_larger_batch_is_no_override_where_the_rate_would_follow():
+    larger = Remedy("a batch of 64", {"batch_size": 64})
+    names = Names({"batch_size": "data.batch_size"}, 1.0, rate_follows=True)
+    assert names.overrides(larger) == []
+    assert names.words(larger) == "a batch of 64; hold the rate, which LearningRateScaling would raise with it"
+    assert names.words(LOWER) == LOWER.words
+    assert Names({"batch_size": "data.batch_size"}).overrides(larger) == ["data.batch_size=64"]
+
+
+def test_the_rate_follows_the_batch_where_it_is_scaled():
+    plain = SimpleNamespace(callback_metrics={})
+    scaled = SimpleNamespace(callback_metrics={"lr/factor": torch.tensor(1.0)})  # at the batch that it was tuned for
+    assert not names_of(plain, KEYS).rate_follows
+    assert names_of(scaled, KEYS).rate_follows
+    assert names_of(scaled, None) == Names({}, 1.0, rate_follows=True)
 
 
 @pytest.mark.parametrize(

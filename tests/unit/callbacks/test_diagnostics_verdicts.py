@@ -1,6 +1,8 @@
 """From the record of a run to findings: what is left out when something was not seen, and what a run has already."""
 
 import math
+import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lbtrain.callbacks._diagnosis_end import is_asked_for
 from lbtrain.callbacks._diagnosis_facts import is_linear
 from lbtrain.callbacks._diagnosis_verdicts import VERDICTS, Case, judge
 from lbtrain.callbacks._evidence import Evidence, Point, Units
+from lbtrain.functional.averaging import averaging_gain
 from lbtrain.functional.training_curve import Curve
 from tests.modules import LeastSquares, Plain
 from tests.unit.callbacks.diagnosed import Classifier, diagnosed
@@ -75,6 +78,80 @@ def test_momentum_is_no_remedy_for_a_run_that_has_it(momentum, offered):
     assert found.remedies
 
 
+def test_short_runs_get_no_verdict_on_their_progress():
+    for steps, judges in ((40, False), (50, True)):
+        levels = [1.0 - 0.001 * i for i in range(steps // 10 + 1)]
+        found = judged(Case(record(levels)))
+        for name in ("progress", "plateau", "saddle", "conditioning"):
+            assert (name in found.found) is judges, name
+            assert judges or "40 steps are too few" in found.left_out[name]
+
+
+def slow(levels=None, **units):
+    """Return the evidence of a slow run, or of one with these levels."""
+    return record(levels or [1.0 - 0.001 * i for i in range(20)], rate=1e-6, **units)
+
+
+def slowly(evidence):
+    evidence.points[:] = [replace(p, gradient_norm=math.sqrt(0.0001 / 1e-6)) for p in evidence.points]
+    return evidence
+
+
+def test_what_moves_nothing_on_is_not_called_slow():
+    for dead, problems in ((0, ["slow progress"]), (64, ["dead units"])):
+        evidence = slowly(slow(units={"conv": Units("relu", 64, dead, 0)}))
+        assert [f.problem for f in judged(Case(evidence, samples=256)).findings] == problems
+
+
+def test_units_lost_in_an_instability_have_no_rate_of_their_own():
+    levels = [1.0] * 5 + [90.0] * 10
+    evidence = record(levels, units={"conv": Units("relu", 64, 0, 0)})
+    evidence.points[7:] = [replace(p, units={"conv": Units("relu", 64, 64, 0)}) for p in evidence.points[7:]]
+    found = judged(Case(evidence, samples=256))
+    assert {f.problem for f in found.findings} == {"instability", "dead units"}
+    (dead,) = found.found["units"]
+    assert "instability first" in dead.remedies[0].words
+    assert not any({"lr", "warmup_steps"} & {*r.changes} for r in dead.remedies)
+
+
+def test_a_sum_over_the_batch_multiplies_the_stability():
+    levels = [1.0] * 10 + [90.0] * 10
+    evidence = record(levels)
+    evidence.losses[:] = [64 * loss for loss in evidence.losses]
+    evidence.points[:] = [replace(p, stability=0.02, lambda_max=0.4) for p in evidence.points]
+    (found,) = judged(Case(evidence, summed_over=64)).found["instability"]
+    assert "1.3 times the largest stable one" in found.evidence
+    assert found.remedies[0].changes == {"lr": 0.039}  # 0.1 / (2 * 1.28)
+    assert found.numbers["low"] == 1.0
+
+
+def fluctuating():
+    draw = random.Random(0)
+    levels = [2.0] + [0.5 * math.exp(draw.gauss(0, 0.2)) for _ in range(40)]
+    averaging = averaging_gain(0.1, [0.5, 0.6, 0.4, 0.5, 0.55])
+    return {"evidence": record(levels), "averaging": averaging, "batch_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("known", "size"), [({}, 512), ({"per_device": 4}, 32), ({"per_device": 4, "scales_rate": True}, None)]
+)
+def test_a_larger_batch_is_one_of_each_device_at_the_same_rate(known, size):
+    (found,) = judged(Case(**fluctuating(), **known)).found["fluctuations"]
+    assert found.remedies[2].changes.get("batch_size") == size
+
+
+def test_without_the_check_of_oscillations_what_swings_is_fluctuation():
+    known = fluctuating()
+    points = known["evidence"].points
+    points[:] = [replace(p, stability=0.75, projections=(1.0, -1.0) * 4) for p in points]
+    assert [f.problem for f in judged(Case(**known)).findings] == ["oscillations"]
+    for checks, limits in (
+        ([name for name in CHECKS if name != "oscillations"], limits_of(None)),
+        (list(CHECKS), limits_of({"oscillations": {"edge": 0.6}})),
+    ):
+        assert [f.problem for f in judge(Case(**known), checks, limits).findings] == ["fluctuations"]
+
+
 def test_a_run_whose_weights_are_averaged_does_not_fluctuate():
     class WeightAveraging(Callback):
         """Has the name of Lightning's."""
@@ -86,7 +163,12 @@ def test_a_run_whose_weights_are_averaged_does_not_fluctuate():
 
 @pytest.mark.parametrize(
     ("levels", "asked"),
-    [([1.0] * 5, True), ([1.0, 0.1, 0.01, 0.01, 0.01], False), ([1.0, 9.0, 9.0, 9.0], False), ([1.0, math.nan], False)],
+    [
+        ([1.0] * 8, True),
+        ([1.0, 0.1, *[0.01] * 6], False),
+        ([1.0, *[9.0] * 7], False),
+        ([1.0] * 6 + [math.nan], False),
+    ],
 )
 def test_the_spectrum_is_asked_for_where_much_of_the_loss_is_left(levels, asked):
     evidence = record(levels)

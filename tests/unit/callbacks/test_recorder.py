@@ -266,6 +266,14 @@ def test_training_is_the_same_bit_for_bit(optimizer, callbacks, training):
     assert same(*states)
 
 
+def tensors_in(state):
+    """Return the tensors of a nested state."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else []
+    return [t for part in parts for t in tensors_in(part)]
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_resumed_run_goes_on_with_the_record(tmp_path):
     def record():
@@ -289,15 +297,13 @@ def test_a_resumed_run_goes_on_with_the_record(tmp_path):
     assert (ours.losses, ours.rates) == (theirs.losses, theirs.rates)
     assert resumed.steps == whole.steps == [0, 4, 8, 12]
     for a, b in zip(resumed.points, whole.points, strict=True):
-        assert (a.loss, a.gradient_norm, a.lambda_max, a.stability) == (
-            b.loss,
-            b.gradient_norm,
-            b.lambda_max,
-            b.stability,
-        )
-        assert a.projections == b.projections[: len(a.projections)]
+        assert (a.loss, a.gradient_norm) == (b.loss, b.gradient_norm)
+        assert (a.lambda_max is None) == (b.lambda_max is None)
+        if a.lambda_max is not None:  # from a random start again: eigenvectors are not saved
+            assert a.lambda_max == pytest.approx(b.lambda_max, rel=0.2)
     assert resumed.at_mean == whole.at_mean
-    assert resumed.recorder.num_evaluations == whole.recorder.num_evaluations
+    held = [t.numel() for t in tensors_in(state)]
+    assert sum(held) <= sum(p.numel() for p in Plain().parameters())  # one mean of the weights, and nothing like it
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -371,7 +377,8 @@ def test_a_sample_that_fails_is_left_out_with_its_reason_and_training_goes_on():
         trainer = fit(module, digits_like(), [recording])
     assert trainer.global_step == len(recording.recorder.evidence.losses) == 6
     assert recording.steps == [0, 1, 2]
-    assert "no evaluation" in recording.recorder.left_out["samples"]
+    # The words of a foreign error are for the screen, not for files.
+    assert recording.recorder.left_out["samples"] == "it failed with RuntimeError"
     assert recording.at_mean is None
 
 
@@ -449,3 +456,21 @@ def test_a_mean_is_put_back_bit_for_bit_when_the_evaluation_fails():
     with pytest.raises(RuntimeError, match="stop"), recording.recorder._mean.placed(module):
         raise RuntimeError("stop")
     assert same(before, module.state_dict())
+
+
+def test_a_mean_of_infinite_buffers_is_the_buffer_and_of_finite_ones_their_mean():
+    class Masked(Plain):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+            self.register_buffer("running", torch.zeros(2))
+
+        def on_train_batch_end(self, *_):
+            self.running.fill_(self.trainer.global_step)
+
+    module, recording = Masked(), Recording(every_n_steps=3, **ALL)
+    fit(module, digits_like(), [recording])
+    mean = recording.recorder._mean._mean
+    assert torch.equal(mean["mask"], module.mask)
+    assert 3 < mean["running"][0] < 6
+    assert math.isfinite(recording.at_mean)

@@ -18,6 +18,7 @@ from lbtrain.functional.conditioning import (
     label_balance,
     named_tensors,
 )
+from lbtrain.functional.training_curve import Curve
 from tests.problems import generator
 
 
@@ -190,19 +191,25 @@ def test_values_that_are_not_finite_are_counted_by_sample():
     found = invalid_values(named_tensors([x, y]))
     assert found.problem == "invalid data"
     assert found.evidence == (
-        "batch[0]: 2 of 10 samples have values that are not finite (3 NaN, 0 infinite); "
-        "batch[1]: 1 of 10 samples have values that are not finite (0 NaN, 1 infinite)"
+        "batch[0]: 2 of 10 samples have values that are not finite (3 NaN): numbers 2, 5, from 0; "
+        "batch[1]: 1 of 10 samples has values that are not finite (1 infinite): number 7, from 0"
     )
     assert found.numbers == {"samples": 2.0, "share": 0.2, "nan": 3.0, "inf": 1.0}
 
 
 def test_several_batches_count_together():
-    seen = InvalidValues()
+    seen, many, unknown = InvalidValues("the data", 1, 2), InvalidValues(), InvalidValues("the subset", step=0)
     for i in range(4):
         y = torch.zeros(8)
         y[: i % 2] = math.nan
         seen.add({"[1]": y, "[0]": torch.ones(8, 2, dtype=torch.long)})
-    assert "[1]: 2 of 32 samples" in seen.finding().evidence
+        for one in (many, unknown):
+            one.add({"": y + torch.tensor([math.inf, math.inf] + 6 * [0.0])})
+    # Of the second of two ranks: the 8th and the 24th sample that it reads.
+    assert seen.finding().evidence.startswith("batch[1]: 2 of 32 samples of the data have ")
+    assert seen.finding().evidence.endswith("numbers 17, 49, from 0")
+    assert many.finding().evidence.endswith(": numbers 0, 1, 8, 9, 16, ..., from 0")
+    assert unknown.finding().evidence.endswith("infinite)")
 
 
 def test_missing_values_that_the_model_expects_are_fine():
@@ -225,6 +232,24 @@ def test_a_wide_spectrum_explains_slow_progress_only():
     assert conditioning_finding(values, 0.4) is None
     assert conditioning_finding(values, 5.9e6) is None  # diverged
     assert conditioning_finding(torch.logspace(0, 2, 61), 0.8) is None
+
+
+WIDE = [100.0, *[1e-2] * 20]
+
+
+def crept(levels, *, noise=0.3, losses=None):
+    return Curve(losses or levels[:-1], steps=list(range(len(levels))), levels=levels, noises=[noise] * len(levels))
+
+
+def test_a_loss_that_creeps_on_is_blamed_on_the_spectrum_and_one_at_its_floor_is_not():
+    creeping = [2.0 - 0.3 * (i / 60) ** 0.5 for i in range(61)]
+    floor = [1.7 + 0.3 * math.exp(-i / 3) for i in range(61)]
+    jumped = [*creeping[:20], 4.0, *creeping[21:]]
+    assert conditioning_finding(WIDE, 0.85, curve=crept(creeping)) is not None
+    assert conditioning_finding(WIDE, 0.85, curve=crept(creeping, noise=0.9)) is None  # the noise of labels
+    assert conditioning_finding(WIDE, 0.85, curve=crept(creeping, losses=[1.7] * 60)) is None  # learned by heart
+    assert conditioning_finding(WIDE, 0.85, curve=crept([v + 1e-6 * (-1) ** i for i, v in enumerate(floor)])) is None
+    assert conditioning_finding(WIDE, 0.85, curve=crept(jumped)) is None
 
 
 def test_weights_of_a_density_move_the_median():

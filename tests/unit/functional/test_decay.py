@@ -68,6 +68,15 @@ def test_a_cut_that_stops_a_falling_loss_is_too_early(seed: int) -> None:
     assert found.severity > 1
 
 
+@pytest.mark.parametrize(("cut", "pace", "epoch"), [(200, 0.008, 15), (300, 0.006, 18), (340, 0.0054, None)])
+def test_the_advice_is_never_an_earlier_cut(cut: int, pace: float, epoch: int | None) -> None:
+    losses = [2.3 - pace * min(t, cut) for t in range(SIZE)]
+    (found,) = decay_findings(Curve(losses, [0.1] * cut + [0.001] * (SIZE - cut)), steps_per_epoch=20)
+    assert found.problem == "decay too early"
+    assert found.remedies[0].changes.get("decay_epoch") == epoch
+    assert (found.remedies[0].words == "do not cut it") is (epoch is None)  # hardly a run is left after it
+
+
 def test_without_the_length_of_an_epoch_the_place_is_told_in_words() -> None:
     (found,) = decay_findings(trained(lambda x: 1.0 if x < 0.05 else 0.01))
     assert found.remedies[0].changes == {}

@@ -82,7 +82,7 @@ def test_a_stability_of_another_law_is_not_called_lr_lambda() -> None:
     losses, steps, levels = [0.3] * 38 + [2.7] * 60, [0, 30, 60], [0.3, 0.3, 2.7]
     curve = Curve(losses, steady(98, 0.62), steps, levels, curvatures=[2.0, 10.0, None], stabilities=[0.3, 1.6, None])
     found = instability_finding(curve)
-    assert "the rate over the largest stable one was 1.6 at step 30" in found.evidence
+    assert "the rate was 1.6 times the largest stable one at step 30" in found.evidence
 
 
 def test_the_stability_of_a_sample_grows_with_the_rate_since_then() -> None:
@@ -99,6 +99,27 @@ def test_where_the_stability_explains_nothing_a_tenth_of_the_rate_is_named() -> 
     found = instability_finding(sampled(losses, 25, stabilities=[0.1] * 4))
     assert found.remedies[0].changes == {"lr": 0.01}
     assert instability_finding(Curve(losses)).remedies[0].changes == {}
+    assert instability_finding(sampled(losses, 25, stabilities=[0.68] * 4)).remedies[0].changes == {"lr": 0.01}
+
+
+@pytest.mark.parametrize(("momentum", "rate"), [(0.0, 0.025), (0.5, 0.025), (0.9, 0.005)])
+def test_with_much_momentum_the_rate_goes_further_down(momentum: float, rate: float) -> None:
+    losses = [1.0] * 50 + [30.0] * 50
+    found = instability_finding(sampled(losses, 25, stabilities=[2.0] * 4), momentum=momentum)
+    assert found.remedies[0].changes["lr"] == pytest.approx(rate)
+
+
+def test_no_warmup_is_advised_far_beyond_the_largest_stable_rate() -> None:
+    losses = [2.3, 2.2, 2.4, 9.0, 60.0, 12.0, 3.0] + [2.303] * 93
+    for stability, warmable in ((1.8, True), (61.0, False)):
+        found = instability_finding(sampled(losses, 20, stabilities=[stability, None, None, 0.1, None]))
+        assert any("warm" in remedy.words for remedy in found.remedies) is warmable
+
+
+def test_a_rise_from_the_first_step_on_is_told_so() -> None:
+    losses = [60.0, 12.0, 3.0] + [2.303] * 57
+    found = instability_finding(Curve(losses, steady(60), [0, 20, 40, 60], [2.303] * 4))
+    assert "the loss rose 26x from the first step on" in found.evidence
 
 
 @pytest.mark.parametrize("start", [1e-6, 1e-3, 0.1])
@@ -162,6 +183,8 @@ def test_warmup_has_a_number_where_the_rate_is_right_later() -> None:
     stabilities = [1.8, None, None, 0.1, None]
     found = instability_finding(sampled(losses, 20, stabilities=stabilities))
     assert found.remedies[1].changes == {"warmup_steps": 10}
+    died = instability_finding(sampled(losses, 20, stabilities=[1.8, None, None, 1e-6, None]))
+    assert died.remedies[1].changes == {}
 
 
 HEALTHY = {

@@ -95,12 +95,30 @@ GAIN = averaging_gain(0.1, [0.5, 0.6, 0.4, 0.5, 0.55])
 def test_an_oscillation_is_found_with_words_numbers_and_a_rate() -> None:
     found = oscillation_finding(oscillating(), averaging=GAIN)
     assert found.problem == "oscillations"
-    assert "at 1.5 of the 2 that lr*lambda_max may reach" in found.evidence
+    assert "at 0.75 times the largest stable rate" in found.evidence
     assert "at the mean of recent iterates the loss is 0.1 where they have 0.51" in found.evidence
     assert found.numbers["correlation"] < -0.4
     assert (found.severity, found.since) == (1.5, 0)
     assert found.remedies[0].changes == {"lr": 0.1}  # 0.3 * 0.25 / 0.75: lr*lambda_max = 0.5
     assert "momentum" in found.remedies[1].words
+
+
+def test_the_words_have_lr_lambda_where_the_optimizer_is_plain_gradient_descent() -> None:
+    found = oscillation_finding(oscillating(curvatures=[5.0] * 20), averaging=GAIN)
+    assert "at lr*lambda_max = 1.5, of the 2 that it may reach" in found.evidence
+
+
+def test_momentum_is_no_remedy_where_there_is_much() -> None:
+    for momentum, offered in ((0.0, True), (0.9, False)):
+        remedies = oscillation_finding(oscillating(), averaging=GAIN, momentum=momentum).remedies
+        assert any("momentum" in remedy.words for remedy in remedies) is offered
+
+
+def test_a_schedule_that_ends_at_zero_is_scaled_as_a_whole() -> None:
+    rates = [0.3] * 300 + [0.3 - 0.003 * t for t in range(100)]
+    known = [0.75 if i % 5 == 0 else None for i in range(19)] + [0.0]
+    found = oscillation_finding(oscillating(rates=rates, stabilities=known), averaging=GAIN)
+    assert found.remedies[0].changes == {"lr": 0.1}
 
 
 def test_it_is_found_in_nearly_all_draws_and_at_a_stable_rate_in_none() -> None:

@@ -88,6 +88,28 @@ def test_a_run_that_has_come_to_its_floor_is_left_alone() -> None:
     assert slow_finding(curve) is None
 
 
+@pytest.mark.parametrize(("noise", "slow"), [(0.3, True), (0.9, False), (None, True)])
+def test_where_noise_rules_the_gradient_nothing_is_called_slow(noise: float | None, slow: bool) -> None:
+    assert (slow_finding(flow([0.001] * 200, noises=[noise] * 21)) is not None) is slow
+
+
+def test_a_fall_that_the_batches_do_not_see_is_none() -> None:
+    # The subset is learned by heart, or falls by chance.
+    assert slow_finding(flow([0.001] * 200, losses=[0.5] * 200)) is None
+
+
+def test_a_line_that_ends_before_the_run_does_is_none() -> None:
+    levels = [1.0 - 0.02 * min(i, 11) for i in range(21)]
+    assert slow_finding(flow([0.001] * 200, levels=levels, losses=[0.5] * 200)) is None
+
+
+def test_for_an_optimizer_that_rescales_the_rate_is_no_step() -> None:
+    found = slow_finding(flow([0.001] * 200), momentum=0.9, rescales=True)
+    assert "2/lambda_max" not in found.evidence
+    assert [r.changes for r in found.remedies] == [{"lr": 0.1}]
+    assert slow_finding(flow([0.001] * 200, **UNKNOWN), rescales=True) is None
+
+
 def test_a_loss_that_does_not_fall_or_has_no_slope_is_not_slow() -> None:
     rising = [1.0 + 0.01 * i for i in range(21)]
     assert slow_finding(flow([0.001] * 200, levels=rising)) is None

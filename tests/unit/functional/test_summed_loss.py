@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lbtrain.functional.reduction import find_reduction
-from lbtrain.functional.summed_loss import reduction_finding
+from lbtrain.functional.summed_loss import at_its_rate, reduction_finding
 
 
 def of_sum(size, scale=1.0):
@@ -39,3 +39,16 @@ def test_a_loss_that_cannot_be_told_is_no_problem():
 def test_a_smaller_factor_can_be_asked_for():
     assert reduction_finding(of_sum(16), 0.5, factor=17) is None
     assert reduction_finding(of_sum(16), 0.5, factor=16).severity == 1
+
+
+def test_a_run_whose_rate_suits_the_sum_is_not_told_to_divide_it_again():
+    (only,) = at_its_rate(reduction_finding(of_sum(16), 0.01)).remedies
+    assert only.changes == {"reduction": "mean"}
+    assert "with a mean 0.16 takes the same steps" in only.words
+
+
+def test_of_an_optimizer_that_divides_by_the_gradient_no_other_rate_is_asked():
+    found = reduction_finding(of_sum(16), 0.5, scale_free=True)
+    assert [remedy.changes for remedy in found.remedies] == [{"reduction": "mean"}]
+    assert "each step" not in found.evidence
+    assert at_its_rate(found) is found

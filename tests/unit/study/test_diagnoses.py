@@ -63,7 +63,7 @@ def test_each_sick_run_is_listed_with_its_first_problem(sweep: Path) -> None:
 def test_the_sentences_say_how_many_are_healthy_what_most_others_have_and_what_helps(sweep: Path) -> None:
     table = load_sweep(sweep)
     assert diagnosis_sentences(table) == [
-        "4 of 6 diagnosed runs have no problem; the first one of the others is dead units (2 runs).",
+        "4 of 6 diagnosed runs have no problem; first problem of the other 2: dead units (2 runs).",
         "2 of 6 runs have dead units, all at batch 256; first remedy: optimizer.lr=0.02.",
     ]
     assert len(diagnosis_notes(table)) == 1
@@ -77,11 +77,12 @@ def test_what_the_sick_settings_share_is_named_and_the_remedy_of_most(write_swee
     write_diagnosis(sweep / "3", finding("label imbalance"))
     for run in (4, 5):
         write_diagnosis(sweep / str(run))
-    overall, top = diagnosis_sentences(load_sweep(sweep))
+    overall, top, next_one = diagnosis_sentences(load_sweep(sweep))
     assert overall == (
-        "2 of 6 diagnosed runs have no problem; the first one of the others is instability (3 runs) and label "
+        "2 of 6 diagnosed runs have no problem; first problem of the other 4: instability (3 runs) and label "
         "imbalance (1 run)."
     )
+    assert next_one.startswith("1 of 6 runs has label imbalance")
     assert top == (
         "3 of 6 runs have instability, all with SGD momentum 0.9; first remedy: optimizer.lr=0.02 (in 2 of them)."
     )
@@ -91,12 +92,13 @@ def test_of_equally_frequent_problems_the_cause_comes_first(write_sweep) -> None
     sweep = write_sweep([make_record("Adam", "none", b, sam=False) for b in (16, 64)])
     write_diagnosis(sweep / "0", finding("slow progress"))
     write_diagnosis(sweep / "1", finding("invalid data"))
-    overall, top = diagnosis_sentences(load_sweep(sweep))
-    assert (
-        overall
-        == "Each of 2 diagnosed runs has a problem, as its first one invalid data (1 run) and slow progress (1 run)."
+    overall, top, next_one = diagnosis_sentences(load_sweep(sweep))
+    assert overall == (
+        "Each of 2 diagnosed runs has a problem; the first problem of each: invalid data (1 run) and slow progress "
+        "(1 run)."
     )
     assert top == "1 of 2 runs has invalid data, at batch 64."
+    assert next_one == "1 of 2 runs has slow progress, at batch 16."
 
 
 def test_a_healthy_sweep_is_told_in_one_sentence_without_tables_and_figure(sweep: Path) -> None:
@@ -106,6 +108,16 @@ def test_a_healthy_sweep_is_told_in_one_sentence_without_tables_and_figure(sweep
     assert diagnosis_sentences(table) == ["No problem was found in 6 diagnosed runs."]
     assert diagnosis_sheets(table) == diagnosis_notes(table) == []
     assert "diagnoses" not in {sketch.name for sketch in sketches(table)}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_on_a_narrow_page_each_sick_run_is_a_card_whose_cells_have_their_names(sweep: Path) -> None:
+    page = write_report(sweep).html.read_text()
+    assert page.count('class="sortable cards"') == 1
+    for name in ("run", "evidence", "remedy"):
+        assert page.count(f'data-label="{name}"') == 2  # sick runs
+    narrow = page.partition("@media (max-width: 40rem)")[2]
+    assert "attr(data-label)" in narrow
 
 
 @pytest.mark.usefixtures("undrawn")
