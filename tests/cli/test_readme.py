@@ -14,6 +14,10 @@ README = (ROOT / "README.md").read_text()
 # What other tests and CI run whole.
 ELSEWHERE = {"make study", "make test"}
 SMALL = ["trainer.max_epochs=1", "data.batch_size=512"]
+FEWER = {
+    "experiment=tune": ["hydra.sweeper.n_trials=2"],
+    "experiment=surlemont2022": ["scaling=fixed", "optimizer=momentum"],
+}
 
 
 def commands():
@@ -85,7 +89,7 @@ def test_a_command_of_the_readme(command, tmp_path, request):
     small = [word for word in SMALL if word.split("=")[0] + "=" not in command]
     kept = [word for word in words if not word.startswith("hydra.sweep.dir=")]
     kind = "sweep" if "-m" in words else "run"
-    fewer = ["hydra.sweeper.n_trials=2"] if "experiment=tune" in words else []
+    fewer = next((less for name, less in FEWER.items() if name in words), [])
     run([*kept, *small, *fewer, f"hydra.{kind}.dir={tmp_path}"], tmp_path)
     assert (tmp_path / ("report.html" if kind == "sweep" else "summary.json")).exists()
 
@@ -98,7 +102,8 @@ def test_the_example(tmp_path):
     assert re.search(r"lr/scaled +0\.08", said)
 
 
-def test_the_lines_for_an_existing_module():
+def test_the_lines_for_an_existing_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where callbacks leave their files
     from tests.modules import Plain, digits_like, fit
 
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -23,7 +23,7 @@ def start(folder, *overrides):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("momentum", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, optimizer):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     chosen = f"optimizer={optimizer}"
