@@ -24,6 +24,7 @@ _KNOBS: dict[str, tuple[type, ...]] = {
     "init_scale": _NUMBER,
     "bias": _NUMBER,
     "activation": _WORD,
+    "gradient_clip_val": _NUMBER,
     "warmup_steps": _COUNT,
     "decay_epoch": _NUMBER,
 }

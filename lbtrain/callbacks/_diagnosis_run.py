@@ -75,11 +75,11 @@ class DiagnosisRun:
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the gradient of the step to come."""
-        self.record(self._recorder.before_step, trainer, pl_module)
+        self._recorder.before_step(trainer, pl_module)
 
     def after_batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         """Take in the loss of a batch, and a sample where one is due."""
-        self.record(self._recorder.after_batch, trainer, pl_module, outputs)
+        self._recorder.after_batch(trainer, pl_module, outputs)
 
     def record(self, work: Callable[..., _T], *args: Any) -> _T | None:
         """Let the recorder work; a failure ends the recording and not the training.
@@ -206,8 +206,8 @@ class DiagnosisRun:
         return reasons
 
     def _diagnosis(self, ledger: Ledger, **how: Any) -> Diagnosis:
-        recorder, elapsed = self._recorder, self._elapsed_now()
-        seconds = self._seconds + recorder.seconds
+        (recorded, evaluations), elapsed = self._recorder.cost, self._elapsed_now()
+        seconds = self._seconds + recorded
         return Diagnosis(
             ranked(ledger.findings),
             tuple(name for name in self._checks if name in ledger.found),
@@ -216,7 +216,7 @@ class DiagnosisRun:
             samples=len(self.evidence.points),
             seconds=seconds,
             share=min(seconds / elapsed, 1.0) if elapsed > 0 else 0.0,
-            num_evaluations=self._evaluations + recorder.num_evaluations,
+            num_evaluations=self._evaluations + evaluations,
             **how,
         )
 

@@ -1,6 +1,7 @@
 """Record a training: the loss of every step, and at some of them what a fixed subset of the data says."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from lbtrain.callbacks._recorder_mean import WeightMean
 from lbtrain.callbacks._recorder_pace import Pace
 from lbtrain.callbacks._recorder_run import is_scaled, rate_of, refusal
 from lbtrain.callbacks._recorder_sample import Sampler
-from lbtrain.callbacks._trainer import is_optimizer_step, loss_scale
+from lbtrain.callbacks._trainer import has_scaler, is_optimizer_step, loss_scale
 
 
 class Recorder:
@@ -28,8 +29,8 @@ class Recorder:
     tell how much of them is noise, and whether they alternate along the top eigenvector. A running mean of the weights
     is kept for the question whether averaging would help. All ranks call each method together.
 
-    Kept beside the weights, in copies of them: the mean, the top eigenvector (two for an optimizer that scales each
-    weight), until the next step the gradient of a sample, in a step before one the old weights. A checkpoint: the mean.
+    Kept beside the weights, in copies of them: the mean (in checkpoints, too), the top eigenvector (two for optimizers
+    that scale each weight), until the next step a sample's gradient, in a step before one the old weights.
 
     Args:
         num_samples: Training samples of the subset, drawn by seed.
@@ -49,7 +50,7 @@ class Recorder:
 
     def __init__(
         self,
-        num_samples: int = 256,
+        num_samples: int = 128,
         every_n_steps: int | None = None,
         curvature_every: int = 5,
         seed: int = 0,
@@ -62,9 +63,8 @@ class Recorder:
         self._next = Following()
         self._before: dict[int, Tensor] = {}
         self._rate: float | Tensor = 0.0
-        self._scale = 1.0
-        self.evidence = Evidence()
-        self.guard = Guard()
+        self._scale, self._has_scaler, self._is_next_due = 1.0, False, False
+        self.evidence, self.guard = Evidence(), Guard()
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -72,14 +72,9 @@ class Recorder:
         return self._sampler.left_out
 
     @property
-    def seconds(self) -> float:
-        """Spent so far."""
-        return self._sampler.seconds
-
-    @property
-    def num_evaluations(self) -> int:
-        """Values, gradients and Hessian products so far."""
-        return self._sampler.num_evaluations
+    def cost(self) -> tuple[float, int]:
+        """Seconds spent so far; values, gradients and Hessian products so far."""
+        return self._sampler.seconds, self._sampler.num_evaluations
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the first sample of a run, before its first step.
@@ -97,7 +92,7 @@ class Recorder:
             self._has_ended(trainer)  # a rank that failed may know other steps to sample at
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the gradient of the step to come.
+        """Look at the gradient of the step to come, without failing.
 
         Args:
             trainer: The Trainer, in `on_before_optimizer_step`.
@@ -106,21 +101,22 @@ class Recorder:
         self.guard.alone(self._look_ahead, trainer, pl_module)
 
     def after_batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
-        """Take in the loss of a batch; behind the last one of a step that is due, take a sample.
+        """Take in the loss of a batch, without failing; behind the last one of a step that is due, take a sample.
 
         Args:
             trainer: The Trainer, in `on_train_batch_end` of every batch.
             pl_module: Its module.
             outputs: What that hook was given.
         """
-        self.guard.alone(self._losses.see, outputs)
         if not is_optimizer_step(trainer):
+            self.guard.alone(self._losses.see, outputs)
             return
         step = trainer.global_step
-        self.guard.alone(self._take_in, trainer, pl_module, step)
+        self.guard.alone(self._take_in, trainer, pl_module, step, outputs)
         if self._pace.is_due(step):
             # Loggers count this step only after the hook; the weights have seen it already.
-            self._sample(trainer, pl_module, step, logged=1)
+            self.guard.tried(partial(self._sample, logged=1), trainer, pl_module, step)
+        self._is_next_due = self._pace.is_due(step + 1)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take a sample at the last weights, with curvature, unless there is one.
@@ -192,23 +188,27 @@ class Recorder:
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> str:
         """Return why no sample can be taken, "" where one can."""
         self._pace.begin(trainer)
+        self._has_scaler, self._is_next_due = has_scaler(trainer), self._pace.is_due(trainer.global_step + 1)
         # Steps that nobody recorded, behind a checkpoint without this state.
         self._losses.miss(trainer.global_step - len(self.evidence.losses) - len(self._losses), rate_of(trainer))
         self.left_out.clear()
         return refusal(trainer, pl_module)
 
     def _look_ahead(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rate, self._scale = rate_of(trainer), loss_scale(trainer)
+        self._rate = rate_of(trainer)
+        if self._has_scaler:
+            self._scale = loss_scale(trainer)
         if self._next:
             scale = self._scale if is_scaled(trainer) else 1.0
             self._next.see(self._losses.gradient_factor(trainer.accumulate_grad_batches) / scale)
-        if self._pace.is_due(trainer.global_step + 1) and self._sampler.is_on:
+        if self._is_next_due and self._sampler.is_on:
             self._before = {id(p): p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
 
-    def _take_in(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+    def _take_in(self, trainer: Trainer, pl_module: LightningModule, step: int, outputs: Any) -> None:
         """Close the step that was just done."""
+        self._losses.see(outputs)
         # A scaler that has found an overflow lowers its scale and leaves the step out.
-        skipped = loss_scale(trainer) < self._scale
+        skipped = self._has_scaler and loss_scale(trainer) < self._scale
         self._losses.close(trainer.accumulate_grad_batches, self._rate, skipped=skipped)
         if skipped:
             self._before = {}  # no update to be seen

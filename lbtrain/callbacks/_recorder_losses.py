@@ -40,7 +40,9 @@ class StepLosses:
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            self._window.append(loss.detach().reshape(()))
+            # Nearly always it is one number without a graph already; each call here is made at every step.
+            loss = loss.detach() if loss.requires_grad else loss
+            self._window.append(loss.reshape(()) if loss.ndim else loss)
 
     def gradient_factor(self, accumulate: int) -> float:
         """Return what makes the gradient before a step that of the mean loss over the step's batches.
@@ -67,7 +69,7 @@ class StepLosses:
             return
         total = window[0] if len(window) == 1 else torch.stack(window).sum()
         # An epoch may end within a window, which is then divided by more than it has.
-        self._keep(total if len(window) == accumulate == 1 else total * (accumulate / len(window)))
+        self._keep(total if len(window) == accumulate else total * (accumulate / len(window)))
         self._note(rate, missing=False)
 
     def miss(self, count: int, rate: float | Tensor) -> None:

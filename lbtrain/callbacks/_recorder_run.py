@@ -11,6 +11,7 @@ from lbtrain.callbacks._climber import Climber
 from lbtrain.callbacks._measured_data import check_measurable, check_not_empty, kept_for, measured_batches
 from lbtrain.callbacks._objective import refuse_manual_optimization
 from lbtrain.callbacks._shards import is_sharded
+from lbtrain.callbacks._trainer import has_scaler
 from lbtrain.callbacks.loss_reduction import LossReductionCheck
 
 # Numbers of the samples that are evaluated at once where training takes fewer: a choice, 256 grey images of 32 x 32,
@@ -110,5 +111,4 @@ def rate_of(trainer: Trainer) -> float | Tensor:
 
 def is_scaled(trainer: Trainer) -> bool:
     """Return whether a gradient scaler leaves gradients scaled up to the step itself, as for fused optimizers."""
-    has_scaler = getattr(trainer.strategy.precision_plugin, "scaler", None) is not None
-    return has_scaler and bool(getattr(trainer.optimizers[0], "_step_supports_amp_scaling", False))
+    return has_scaler(trainer) and bool(getattr(trainer.optimizers[0], "_step_supports_amp_scaling", False))

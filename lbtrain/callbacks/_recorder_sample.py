@@ -23,7 +23,7 @@ from lbtrain.callbacks._recorder_run import evaluation_size, has_mean_gradients,
 from lbtrain.callbacks._unit_watch import UnitWatch, unit_watch
 from lbtrain.functional.vectors import norm, unflatten
 
-# Of the subset, for Hessian products: a choice that halves their cost, where a few percent of error do no harm.
+# Of a larger subset, for Hessian products: a choice that bounds their cost, where a few percent of error do no harm.
 _CURVATURE_SAMPLES = 128
 # For graphs that are kept between the products of one sample: a choice, a quarter of HessianSpectrum's.
 _GRAPH_MEMORY_MB = 256

@@ -51,7 +51,7 @@ class OptimizationDiagnostics(Callback):
 
     def __init__(
         self,
-        num_samples: int = 256,
+        num_samples: int = 128,
         every_n_steps: int | None = None,
         curvature_every: int = 5,
         checks: Mapping[str, bool] | None = None,

@@ -12,6 +12,9 @@ from lbtrain.functional.diagnosis import Finding, Remedy
 
 # Layers below which nothing can be said of a trend from one to the next.
 _FEWEST = 3
+# Norm to clip at where none is known to be usual; else the median, as Pascanu et al. (2013), section 3.2, take half to
+# ten times the mean. A choice: that of most recipes.
+_CLIP = 1.0
 
 
 class FlowNumbers(Protocol):
@@ -137,7 +140,7 @@ def _finding(
     when = f"since step {since}" if since else "from the start"
     words = f"the gradient of {first}, {front:.2g} by root mean square, is {factor} than {last}'s, {end:.2g}, {when}"
     numbers_found = {"first": front, "last": end, "ratio": front / end, "step": step}
-    remedies = _VANISHING if problem.startswith("vanishing") else _EXPLODING
+    remedies = _VANISHING if problem.startswith("vanishing") else _exploding(_CLIP)
     return Finding(problem, words, numbers_found, value, since, remedies, figure="diagnosis_flow")
 
 
@@ -161,7 +164,8 @@ def _jump(steps: Sequence[int], losses: Sequence[float], norms: Sequence[float],
         words += f"; the median before was {usual:.3g}" if i else ""
         severity = size / (jump * usual) if math.isfinite(size) and i else math.inf
         numbers = {"norm": size, "median": usual, "loss": loss}
-        return Finding("exploding gradients", words, numbers, severity, step, _EXPLODING, figure="diagnosis_flow")
+        remedies = _exploding(usual if usual > 0 else _CLIP)
+        return Finding("exploding gradients", words, numbers, severity, step, remedies, figure="diagnosis_flow")
     return None
 
 
@@ -173,12 +177,14 @@ _VANISHING = (
     ),
     Remedy(_NORMALIZE),
 )
-_EXPLODING = (
-    Remedy("clip the norm of the gradient: trainer.gradient_clip_val=1.0"),
-    Remedy(
-        "start with smaller weights, that keep the size of the gradient: of variance 2 / inputs with relu (He et al. "
-        "2015)",
-        {"init_scale": 1.0},
-    ),
-    Remedy(_NORMALIZE),
-)
+
+
+def _exploding(clip: float) -> tuple[Remedy, ...]:
+    """Return what helps, with a norm to clip at."""
+    clip = float(f"{clip:.2g}")
+    smaller = "start with smaller weights, that keep the size of the gradient: of variance 2 / inputs with relu"
+    return (
+        Remedy(f"clip the gradient at a norm of {clip:g} (Pascanu et al. 2013)", {"gradient_clip_val": clip}),
+        Remedy(f"{smaller} (He et al. 2015)", {"init_scale": 1.0}),
+        Remedy(_NORMALIZE),
+    )

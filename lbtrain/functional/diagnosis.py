@@ -50,7 +50,7 @@ class Remedy:
         words: The move, in words with its numbers.
         changes: Values by knob, for whoever knows the run's config keys. Knobs: `lr` (the rate that the optimizer
             should have), `momentum`, `batch_size`, `reduction`, `normalize`, `init_scale`, `bias`, `activation`,
-            `warmup_steps`, `decay_epoch`, `averaging`.
+            `gradient_clip_val` (a norm), `warmup_steps`, `decay_epoch`, `averaging`.
     """
 
     words: str

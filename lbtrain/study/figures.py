@@ -30,6 +30,7 @@ from lbtrain.study.series import Plot
 from lbtrain.study.spectra import MATRICES, matrix_words, spectra, spectra_alt
 from lbtrain.study.targets import TARGETS, target_alt, target_words, to_target
 
+_FAR = 100.0  # times the best value of a ranking: on a linear axis the others would be one point
 MAX_RANKED = 20  # rows of the ranking; more are not legible at this width
 
 
@@ -166,7 +167,10 @@ def _ranking(table: pd.DataFrame) -> list[Sketch]:
         return []
     names, values = [name for name, _ in order], [value for _, value in order]
     title = f"The {len(order)} best settings by {words(metric)}"
-    ends = replace(value_range(values, bounds=bounds(metric)), log=False)
+    ends = value_range(values, bounds=bounds(metric))
+    # Points in a column are compared by their distances; only where one would push all others to the edge, by factors.
+    means = [value.mean for value in values]
+    ends = replace(ends, log=ends.log and max(means) > _FAR * min(means))
     alt = f"{title}. " + "; ".join(f"{name}: {digits(value.mean)}" for name, value in order) + "."
     alt += f" {CUT}." if ends.cuts(values) else ""
     draw = partial(draw_ranking, title, names, values, words(metric), ends)

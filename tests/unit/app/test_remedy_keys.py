@@ -34,6 +34,7 @@ def test_the_default_run_has_its_keys():
         "momentum": "optimizer.momentum",
         "batch_size": "data.batch_size",
         "reduction": "model.reduction",
+        "gradient_clip_val": "trainer.gradient_clip_val",
         "warmup_steps": "callbacks.lr_scaling.warmup_steps",
         "averaging": "callbacks=[lr_scaling,weight_averaging,checkpoint]",
     }
@@ -128,6 +129,7 @@ CHANGES = {
     "momentum": 0.9,
     "batch_size": 64,
     "reduction": "mean",
+    "gradient_clip_val": 0.5,
     "warmup_steps": 120,
     "decay_epoch": 20,
     "averaging": True,
@@ -145,6 +147,7 @@ def test_every_remedy_is_a_valid_override_that_arrives():
     assert (cfg.optimizer.lr, cfg.optimizer.momentum, cfg.data.batch_size) == (0.0031, 0.9, 64)
     assert (cfg.model.reduction, cfg.callbacks.lr_scaling.warmup_steps, cfg.scheduler.step_size) == ("mean", 120, 20)
     assert list(cfg.callbacks) == ["lr_scaling", "weight_averaging", "checkpoint"]
+    assert cfg.trainer.gradient_clip_val == 0.5
 
 
 @pytest.mark.parametrize("rate", [3.0, 1e-7, 12345.6, 0.1])

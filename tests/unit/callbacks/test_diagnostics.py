@@ -167,11 +167,12 @@ class TestAFailure:
         assert list(doctor.result.left_out) == ["gradients"]
         assert doctor.result.findings == ()
 
-    def test_of_the_recording_ends_it_and_not_the_run(self, monkeypatch):
-        def broken(self, trainer, pl_module, outputs):
+    @pytest.mark.parametrize("part", ["_look_ahead", "_take_in", "_sample"])
+    def test_of_the_recording_ends_it_and_not_the_run(self, part, monkeypatch):
+        def broken(*_, **__):
             raise ZeroDivisionError
 
-        monkeypatch.setattr(_diagnosis_run.Recorder, "after_batch", broken)
+        monkeypatch.setattr(_diagnosis_run.Recorder, part, broken)
         with pytest.warns(UserWarning, match="recording failed \\(ZeroDivisionError"):
             doctor = diagnosed()
         assert doctor.result.findings == ()

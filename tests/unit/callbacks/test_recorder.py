@@ -404,7 +404,7 @@ def test_the_time_is_that_of_measuring_and_the_loss_reaches_the_loggers():
     assert [(step, row["subset/loss"]) for step, row in logger.rows if "subset/loss" in row] == [
         (point.step, point.loss) for point in recording.points
     ]
-    assert 0 < recording.recorder.seconds == pytest.approx(trainer.callback_metrics["time/measure_s"].item())
+    assert 0 < recording.recorder.cost[0] == pytest.approx(trainer.callback_metrics["time/measure_s"].item())
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_only_what_is_asked_for_is_evaluated():
     recording = Recording(every_n_steps=2, curvature_every=10, **ALL)
     fit(Plain(), digits_like(), [recording])
     # 4 gradients, up to 8 products at the start and 3 at the end, and the loss at the mean
-    assert 4 + 1 < recording.recorder.num_evaluations <= 4 + 8 + 3 + 1
+    assert 4 + 1 < recording.recorder.cost[1] <= 4 + 8 + 3 + 1
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def test_forty_bounded_layers_with_large_weights_let_the_gradient_explode():
     (finding,) = flow_findings([(0, numbers)], [loss], [1.0])
     assert finding.problem == "exploding gradients"
     assert finding.severity > 10
-    assert [remedy.changes for remedy in finding.remedies] == [{}, {"init_scale": 1.0}, {}]
+    changes = [remedy.changes for remedy in finding.remedies]
+    assert changes == [{"gradient_clip_val": 1.0}, {"init_scale": 1.0}, {}]
 
 
 def test_an_exploding_gradient_is_told_with_both_ends():
@@ -173,6 +174,7 @@ def test_a_gradient_far_beyond_the_earlier_ones_is_found_where_the_loss_rose():
     assert finding.evidence == (
         "the norm of the gradient is 4e+03 at step 30, where the loss is 5; the median before was 0.7"
     )
+    assert finding.remedies[0].changes == {"gradient_clip_val": 0.7}
     assert judged(*[EVEN] * 5, losses=[1, 0.9, 0.8, 0.7, 0.9], norms=[1.0, 0.5, 0.7, 4e3, 1.0]) == ()
     assert judged(*[EVEN] * 5, losses=[1, 0.9, 0.8, 5.0, 0.9], norms=[1.0, 0.5, 0.7, 600, 1.0]) == ()
 
@@ -180,6 +182,7 @@ def test_a_gradient_far_beyond_the_earlier_ones_is_found_where_the_loss_rose():
 def test_a_gradient_that_is_not_finite_where_the_loss_is_has_exploded():
     (finding,) = judged(EVEN, EVEN, norms=[1.0, NAN])
     assert (finding.since, finding.severity) == (10, INF)
+    assert finding.remedies[0].words == "clip the gradient at a norm of 1 (Pascanu et al. 2013)"
     assert judged(EVEN, norms=[INF])[0].since == 0
 
 
