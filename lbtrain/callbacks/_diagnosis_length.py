@@ -21,5 +21,5 @@ def long_enough(curve: Curve) -> Curve:
         LeftOut: If it was too short.
     """
     if curve.length < MIN_STEPS:
-        raise LeftOut(f"{curve.length} steps are too few to judge progress by: it takes {MIN_STEPS}")
+        raise LeftOut(f"progress is judged from {MIN_STEPS} steps on, and the run had {curve.length}")
     return curve
