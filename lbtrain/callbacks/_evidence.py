@@ -55,6 +55,8 @@ class Point:
     """Products of the batch gradients of successive steps from this one on with the unit top eigenvector."""
     noise: float | None = None
     """Share of the batch gradient's squared norm that is noise, 0 to 1."""
+    product: float | None = None
+    """Of the next batch's gradient with that on the fixed subset: on average the squared norm of the true gradient."""
     units: Mapping[str, Units] = field(default_factory=dict)
     flow: Mapping[str, Flow] = field(default_factory=dict)
 

@@ -66,8 +66,11 @@ class NextGradients:
         found: list[float] = torch.stack(self._products).tolist() if self._products else []
         finite = next((i for i, value in enumerate(found) if not _is_finite(value)), len(found))
         point = evidence.points[self._point]
-        noise = point.noise if self._noise is None else noise_share(*self._noise.tolist())
-        evidence.points[self._point] = replace(point, projections=tuple(found[:finite]), noise=noise)
+        projections, noise, product = tuple(found[:finite]), point.noise, point.product
+        if self._noise is not None:
+            product, square = self._noise.tolist()
+            noise, product = noise_share(product, square), product if _is_finite(product) else None
+        evidence.points[self._point] = replace(point, projections=projections, noise=noise, product=product)
 
 
 class Following:

@@ -88,7 +88,7 @@ def saddle_finding(
     a factor e.
 
     Args:
-        curve: Of the run, with gradient norms.
+        curve: Of the run, with gradient norms; with products, these tell the slope without noise.
         lambda_min: Smallest Hessian eigenvalue at the end, loss per squared parameter.
         lambda_max: Largest one, same unit.
         residual: Bound on the error of lambda_min, same unit.
@@ -108,7 +108,7 @@ def saddle_finding(
     """
     if not _stands(curve, left, moved) or not curve.gradient_norms or (convexity is not None and convexity.proven):
         return None
-    slope, size = curve.gradient_norms[-1], max(abs(lambda_min), abs(lambda_max))
+    slope, size = curve.slope, max(abs(lambda_min), abs(lambda_max))
     if not _clearly_negative(lambda_min, lambda_max, residual, negative):
         return None
     if slope * slope / (2 * size) > promise * abs(curve.end):

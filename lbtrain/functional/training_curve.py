@@ -34,6 +34,9 @@ class Seen(Protocol):
     @property
     def projections(self) -> Sequence[float]: ...  # noqa: D102
 
+    @property
+    def product(self) -> float | None: ...  # noqa: D102
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -50,6 +53,8 @@ class Curve:
             ``k`` entries without unit.
         noises: Share of the batch gradient's squared norm that is noise, ``k`` entries, 0 to 1.
         projections: Products of the batch gradients of successive steps with the unit top eigenvector, ``k`` entries.
+        products: Of a batch's gradient with the subset's, ``k`` entries, squared loss per squared parameter. Their
+            noises are independent, so the mean is the squared norm of the true gradient.
     """
 
     losses: Sequence[float] = ()
@@ -61,6 +66,7 @@ class Curve:
     stabilities: Sequence[float | None] = ()
     noises: Sequence[float | None] = ()
     projections: Sequence[Sequence[float]] = ()
+    products: Sequence[float | None] = ()
 
     def __post_init__(self) -> None:
         if self.rates and len(self.rates) != len(self.losses):
@@ -72,7 +78,7 @@ class Curve:
             raise ValueError(
                 f"levels must hold one loss per sample, got {len(self.levels)} for {len(self.steps)} steps"
             )
-        for name in ("gradient_norms", "curvatures", "stabilities", "noises", "projections"):
+        for name in ("gradient_norms", "curvatures", "stabilities", "noises", "projections", "products"):
             given = len(getattr(self, name))
             if given not in {0, len(self.steps)}:
                 raise ValueError(
@@ -102,6 +108,7 @@ class Curve:
             tuple(p.stability for p in points),
             tuple(p.noise for p in points),
             tuple(tuple(p.projections) for p in points),
+            tuple(p.product for p in points),
         )
 
     @property
@@ -151,6 +158,15 @@ class Curve:
         """
         return self.rates[min(step, len(self.rates) - 1)] if self.rates else None
 
+    @property
+    def slope(self) -> float:
+        """Norm of the gradient over the second half of the run, without the noise of batches and subset if known.
+
+        The square root of the mean product, 0 for one below 0; of fewer than 4 known ones, the last norm.
+        """
+        known = [p for p in self.products[len(self.products) // 2 :] if p is not None]
+        return math.sqrt(max(fmean(known), 0.0)) if len(known) >= 4 else self.gradient_norms[-1]
+
     def known_stabilities(self, first: int = 0) -> list[tuple[int, float]]:
         """Return the samples at which the stability was measured and finite.
 
@@ -179,6 +195,7 @@ def still_falling(levels: Sequence[float], *, fall: float = 0.2, errors: float =
 
     By the means of its quarters: the last one lower than the third by the share ``fall`` and by ``errors`` standard
     errors ``sqrt(s_3^2 / k_3 + s_4^2 / k_4)``; or by the share and one error, if the third was so against the second.
+    In both cases lower than the second, too: what comes down from a hump has not come further.
 
     Args:
         levels: Losses in equal distances over the run; finite.
@@ -194,7 +211,8 @@ def still_falling(levels: Sequence[float], *, fall: float = 0.2, errors: float =
     if len(levels) < 8:
         return True
     falls = [_fall(before, after, fall) for before, after in itertools.pairwise(quarters)]
-    return falls[2] >= errors or (falls[2] >= 1 and falls[1] >= 1)
+    is_further = _fall(quarters[1], quarters[3], fall) > 0
+    return is_further and (falls[2] >= errors or (falls[2] >= 1 and falls[1] >= 1))
 
 
 def _fall(before: Sequence[float], after: Sequence[float], fall: float) -> float:

@@ -200,6 +200,9 @@ def test_the_noise_share_is_0_for_the_gradient_itself_and_unbiased_for_batches()
     fit(Plain(dtype=torch.float64), loader, [recording], max_epochs=3)
     assert [point.noise for point in recording.points[:-1]] == pytest.approx([0.0] * 3, abs=1e-12)
     assert recording.points[-1].noise is None
+    squares = [point.gradient_norm**2 for point in recording.points[:-1]]
+    assert [point.product for point in recording.points[:-1]] == pytest.approx(squares)
+    assert recording.points[-1].product is None
     # f = mean of (w'w/2 - x'w): the gradient of a batch of B is w - mean x, with variance 1/B in each of 50 directions.
     x, w = torch.randn(512, 50, generator=generator(3), dtype=torch.float64), torch.full((50,), 0.5).double()
     noisy = Recording(num_samples=256, every_n_steps=1, curvature_every=200, seed=1, batch_size=256)
@@ -208,6 +211,12 @@ def test_the_noise_share_is_0_for_the_gradient_itself_and_unbiased_for_batches()
     found = [point.noise for point in noisy.points[:-1]]
     assert len(found) == 128
     assert sum(found) / len(found) == pytest.approx(50 / 4 / (50 / 4 + 12.5), abs=0.03)
+    # Over an epoch at the same weights the batch gradients have the mean w - mean x; 4 standard errors of the subset's.
+    truth, products = float((w - x.mean(dim=0)).square().sum()), [point.product for point in noisy.points[:-1]]
+    assert sum(products) / len(products) == pytest.approx(truth, abs=4 * math.sqrt(truth * (1 / 256 - 1 / 512)))
+    # Over an epoch at the same weights the batch gradients have the mean w - mean x; 4 standard errors of the subset's.
+    truth, products = float((w - x.mean(dim=0)).square().sum()), [point.product for point in noisy.points[:-1]]
+    assert sum(products) / len(products) == pytest.approx(truth, abs=4 * math.sqrt(truth * (1 / 256 - 1 / 512)))
 
 
 @pytest.mark.parametrize("kind", ["sum", "sam"])

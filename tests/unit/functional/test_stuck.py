@@ -78,6 +78,16 @@ def test_a_gradient_that_promises_much_is_no_saddle() -> None:
     assert saddle_finding(standing(1.0), lambda_min=-0.5, lambda_max=0.6) is None
 
 
+def test_the_noise_of_a_subset_s_gradient_hides_no_saddle_and_no_slope() -> None:
+    around_zero = standing(1.0, products=[None, *[0.01, -0.01] * 10])
+    found = saddle_finding(around_zero, lambda_min=-0.5, lambda_max=0.6)
+    assert found is not None
+    assert found.numbers["gradient_norm"] == pytest.approx(0.0, abs=0.05)
+    assert saddle_finding(standing(1e-3, products=[1.0] * 21), lambda_min=-0.5, lambda_max=0.6) is None
+    # Three products are no mean: the last norm stands.
+    assert saddle_finding(standing(1.0, products=[None] * 18 + [0.0] * 3), lambda_min=-0.5, lambda_max=0.6) is None
+
+
 @pytest.mark.parametrize(("level", "start"), [(0.01, 2.3), (1.0, 2.3), (4.9, 2.3)])
 def test_a_run_that_has_done_its_work_or_ended_elsewhere_stands_nowhere(level: float, start: float) -> None:
     curve = standing(1e-6, level=level, start=start)

@@ -48,15 +48,30 @@ def test_rates_are_rounded_down_to_two_digits(value: float, rounded: float) -> N
 def test_a_curve_is_made_of_points() -> None:
     points = [
         SimpleNamespace(
-            step=0, loss=2.0, gradient_norm=1.0, lambda_max=4.0, stability=0.2, noise=None, projections=(1.0, 2.0)
+            step=0,
+            loss=2.0,
+            gradient_norm=1.0,
+            lambda_max=4.0,
+            stability=0.2,
+            noise=None,
+            projections=(1.0, 2.0),
+            product=0.25,
         ),
         SimpleNamespace(
-            step=2, loss=1.0, gradient_norm=0.5, lambda_max=None, stability=None, noise=0.3, projections=()
+            step=2,
+            loss=1.0,
+            gradient_norm=0.5,
+            lambda_max=None,
+            stability=None,
+            noise=0.3,
+            projections=(),
+            product=None,
         ),
     ]
     curve = Curve.of([2.1, 1.4], [0.1, 0.05], points)
     assert (curve.steps, curve.levels, curve.gradient_norms) == ((0, 2), (2.0, 1.0), (1.0, 0.5))
     assert (curve.curvatures, curve.noises, curve.projections) == ((4.0, None), (None, 0.3), ((1.0, 2.0), ()))
+    assert curve.products == (0.25, None)
     assert curve.known_stabilities() == [(0, 0.2)]
     assert curve.known_stabilities(1) == []
     assert (curve.start, curve.peak, curve.length, curve.finite) == (2.0, 0.1, 2, True)
@@ -103,6 +118,7 @@ def test_a_decay_still_falls_and_a_floor_does_not() -> None:
     assert still_falling([0.9**i for i in range(20)])
     assert not still_falling([1.0 + 0.5**i for i in range(20)])
     assert still_falling([1.0, 1.0])  # too few to tell
+    assert not still_falling([4.0, 4.1, 3.9, 4.0] * 2 + [6.0, 6.1, 5.9, 6.0] + [4.0, 4.1, 3.9, 4.0])  # down from a hump
 
 
 def test_a_fall_in_two_quarters_running_counts_though_the_last_one_is_noisy() -> None:
