@@ -23,10 +23,10 @@ lint: env
 
 test: env
 	$(BIN)/python -m pytest tests/cli -m "alone and not slow"
-	$(BIN)/python -m pytest -m "not alone and not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not alone and not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: env
-	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 study: env
 	$(BIN)/python train.py -m experiment=surlemont2022

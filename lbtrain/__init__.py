@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lbtrain.callbacks.diagnostics import OptimizationDiagnostics
     from lbtrain.callbacks.friendly_sam import FriendlySAM
     from lbtrain.callbacks.gsam import GSAM
     from lbtrain.callbacks.hessian import HessianSpectrum
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lbtrain.callbacks.sam import SAM
     from lbtrain.callbacks.sharpness import Sharpness
     from lbtrain.callbacks.step_time import StepTime
+    from lbtrain.callbacks.subset_loss import FixedSubsetLoss
     from lbtrain.callbacks.target import TargetReached
     from lbtrain.callbacks.wsam import WSAM
 
@@ -37,6 +39,8 @@ __all__ = [
     "GradientNoiseScale",
     "HessianSpectrum",
     "Sharpness",
+    "FixedSubsetLoss",
+    "OptimizationDiagnostics",
     "RandomState",
     "StepTime",
     "TargetReached",
@@ -55,6 +59,8 @@ _FILES = {
     "GradientNoiseScale": "noise",
     "HessianSpectrum": "hessian",
     "Sharpness": "sharpness",
+    "FixedSubsetLoss": "subset_loss",
+    "OptimizationDiagnostics": "diagnostics",
     "RandomState": "random_state",
     "StepTime": "step_time",
     "TargetReached": "target",

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 from types import ModuleType
+from typing import Any
 
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 
@@ -30,6 +31,16 @@ def _choose() -> ModuleType:
     raise ModuleNotFoundError("lbtrain needs PyTorch Lightning: pip install pytorch-lightning")
 
 
+def _callback_since(name: str, release: str) -> Any:
+    """Return a callback of Lightning, or in releases that lack it what says so when one is built."""
+
+    def refuse(**arguments: Any) -> None:
+        known = f"{name} is in Lightning {release} and later, and {pl.__version__} is installed"
+        raise MisconfigurationException(f"{known}: upgrade it, or leave the callback out")
+
+    return getattr(_callbacks, name, refuse)
+
+
 pl = _choose()
 
 Callback = pl.Callback
@@ -46,6 +57,8 @@ _dummy = importlib.import_module(f"{pl.__name__}.loggers.logger")
 
 BatchSizeFinder = _callbacks.BatchSizeFinder
 EarlyStopping = _callbacks.EarlyStopping
+# First release: its changelog, "[2.6.0] - 2025-11-28", Lightning-AI/pytorch-lightning#21260.
+EMAWeightAveraging = _callback_since("EMAWeightAveraging", "2.6.0")
 GradientAccumulationScheduler = _callbacks.GradientAccumulationScheduler
 LearningRateFinder = _callbacks.LearningRateFinder
 ModelCheckpoint = _callbacks.ModelCheckpoint

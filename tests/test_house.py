@@ -1,6 +1,7 @@
 """The house: imports run down only, one door to Lightning, and rooms of a size that can be read."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ FLOORS = {
     "study": ({"study", "records"}, {"torch", "pytorch_lightning", "lightning", "hydra", "wandb"}),
     "records.py": (set(), {"torch", "pytorch_lightning", "lightning", "hydra", "pandas", "numpy"}),
 }
+
+# What lies at the top beside files that begin with a dot; a test that trains where it was started leaves more there.
+TOP = {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "benchmarks", "conf", "constraints.txt", "docs", "examples"}
+TOP |= {"hydra_plugins", "lbtrain", "multirun", "pyproject.toml", "tests", "train.py"}
 
 
 def imports(path):
@@ -75,3 +80,9 @@ def test_files_and_functions_stay_readable():
 def test_no_assert_on_input():
     for path in SOURCES:
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text()))), path
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
+def test_the_top_level_is_in_order():
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {name.partition("/")[0] for name in kept if not name.startswith(".")} == TOP

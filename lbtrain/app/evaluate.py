@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from lbtrain._lightning import LightningDataModule, LightningModule, Trainer
 from lbtrain.callbacks._measurement import Measurement
+from lbtrain.callbacks.diagnostics import OptimizationDiagnostics
 from lbtrain.callbacks.loss_reduction import LossReductionCheck
 
 
@@ -33,14 +34,14 @@ def found(trainer: Trainer) -> dict[str, float | str]:
         trainer: The Trainer, during or after `fit`.
 
     Returns:
-        Its metrics; the verdict on the loss reduction; and the words of the measurements at the end.
+        Its metrics; the verdict on the loss reduction; and the words of the measurements and the diagnosis at the end.
     """
     known: dict[str, float | str] = {key: float(value) for key, value in trainer.callback_metrics.items()}
     for callback in trainer.callbacks:
         result = getattr(callback, "result", None)
         if isinstance(callback, LossReductionCheck) and result is not None:
             known["loss/reduction"] = result.kind
-        if isinstance(callback, Measurement) and result is not None:
+        if isinstance(callback, Measurement | OptimizationDiagnostics) and result is not None:
             known.update({key: value for key, value in result.metrics().items() if isinstance(value, str)})
     return known
 

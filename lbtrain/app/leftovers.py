@@ -12,7 +12,15 @@ METRICS_NAME = "metrics.csv"
 # While metrics.csv is written again its rows lie here.
 METRICS_ASIDE = f".{METRICS_NAME}.earlier"
 # Of these a fresh run would take something over; a test holds that they are the names that other files use.
-_TAKEN_OVER = (SUMMARY_NAME, METRICS_NAME, METRICS_ASIDE, "wandb_id.txt", "wandb_run.json", "spectrum.json")
+_TAKEN_OVER = (
+    SUMMARY_NAME,
+    METRICS_NAME,
+    METRICS_ASIDE,
+    "wandb_id.txt",
+    "wandb_run.json",
+    "spectrum.json",
+    "diagnosis.json",
+)
 # What Lightning puts into a checkpoint that can resume a run, and not into one of weights alone. It is read in the
 # pickle that describes the file, where keys stand as plain text.
 _RESUMABLE = (b"optimizer_states", b"loops")

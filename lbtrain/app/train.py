@@ -21,6 +21,7 @@ from lbtrain.app.evaluate import evaluate, found
 from lbtrain.app.instantiate import instantiate, instantiate_each, validate
 from lbtrain.app.outcome import clear, leave
 from lbtrain.app.pulse import pulses
+from lbtrain.app.remedy_keys import name_remedies
 from lbtrain.app.signatures import suggestion
 from lbtrain.app.spectra import write_spectra
 from lbtrain.app.surroundings import hush, in_one_line, seed_variable
@@ -94,6 +95,7 @@ def _callbacks(cfg: DictConfig) -> list[Callback]:
         In the order in which their hooks run.
     """
     chosen = instantiate_each(cfg.callbacks)
+    name_remedies(chosen, cfg)
     always = [kind() for kind in (Continuation, StepTime, RandomState) if not any(isinstance(c, kind) for c in chosen)]
     return [*pulses(), *always, *chosen, *requeue.at_step_end()]
 

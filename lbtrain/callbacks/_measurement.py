@@ -182,7 +182,7 @@ class Measurement(Callback, ABC):
             finally:
                 self.watch = None
         self._keep(trainer, result, final)
-        _account(trainer, result.metrics(), result.seconds, step)
+        account(trainer, result.metrics(), result.seconds, step)
         if final:
             self.draw(trainer, module)
         if agreed(trainer, wish.is_stop or getattr(result, "interrupted", False)):
@@ -197,8 +197,15 @@ class Measurement(Callback, ABC):
         self.tracks.append(point)
 
 
-def _account(trainer: Trainer, metrics: Mapping[str, float | str], seconds: float, step: int) -> None:
-    """Publish the numbers at this step, and take the time off the run's."""
+def account(trainer: Trainer, metrics: Mapping[str, float | str], seconds: float, step: int) -> None:
+    """Publish the numbers at this step, and take the time off the run's.
+
+    Args:
+        trainer: The Trainer.
+        metrics: Values by key.
+        seconds: That measuring them took.
+        step: As the loggers count.
+    """
     for callback in trainer.callbacks:
         if isinstance(callback, StepTime):  # wherever it stands among the callbacks, its clocks skip the measurement
             callback.leave_out(seconds)

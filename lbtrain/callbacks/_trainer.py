@@ -113,7 +113,7 @@ def is_optimizer_step(trainer: Trainer) -> bool:
     Returns:
         Whether the optimizer steps with this batch.
     """
-    return not trainer.fit_loop._should_accumulate()
+    return trainer.accumulate_grad_batches == 1 or not trainer.fit_loop._should_accumulate()
 
 
 def steps_to_log(trainer: Trainer) -> float:
@@ -127,6 +127,11 @@ def steps_to_log(trainer: Trainer) -> float:
     """
     every = trainer.log_every_n_steps
     return -(trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every if every > 0 else math.inf
+
+
+def has_scaler(trainer: Trainer) -> bool:
+    """Return whether a gradient scaler multiplies losses and gradients."""
+    return getattr(trainer.strategy.precision_plugin, "scaler", None) is not None
 
 
 def loss_scale(trainer: Trainer) -> float:

@@ -185,9 +185,14 @@ def label(settings: Condition, of: Iterable[Condition]) -> str:
         of: All conditions of the sweep.
 
     Returns:
-        Such as "Adam, sqrt rate, batch 1024, SAM rho 0.05".
+        Such as "Adam, sqrt rate, batch 1024, SAM rho 0.05"; where one more key has a word of its own for each
+        condition, that word with its key, such as "sick dead_relu".
     """
     everything = [settings, *of]
+    named = {c.others for c in everything}
+    words = not any(as_number(value) for others in named for _, value in others)
+    if words and len(settings.others) == 1 < len(named) == len({*everything}):
+        return " ".join(settings.others[0])
     parts = [settings.optimizer] if len({c.optimizer for c in everything}) > 1 else []
     parts += [f"{name} {value}" for name, value in settings.others[:MAX_NAMED]]
     if len(settings.others) > MAX_NAMED:

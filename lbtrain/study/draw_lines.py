@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lbtrain.study.drawing import (
     COLOURS,
@@ -84,8 +84,10 @@ def draw_ranking(title: str, names: Sequence[str], values: Sequence[Estimate], m
         axes.text(0.01, place + 0.2, text, transform=axes.get_yaxis_transform(), fontsize=10.5, in_layout=False)
     axes.set_ylim(0.5, len(names) + 0.9)
     axes.yaxis.set_major_locator(NullLocator())
+    if ends.log:
+        axes.set_xscale("log")
     axes.set_xlim(ends.low, ends.high)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(LogLocator(numticks=6) if ends.log else MaxNLocator(5))
     axes.set_xlabel(metric)
     headline(figure, title)
     return figure

@@ -13,8 +13,10 @@ from lbtrain.study.between import between, between_alt
 from lbtrain.study.conditions import cells, label
 from lbtrain.study.cost import cost_plots
 from lbtrain.study.curves import curve_panels, curves_alt
+from lbtrain.study.diagnosis_sheets import TITLE, by_setting
 from lbtrain.study.draw_between import draw_between
 from lbtrain.study.draw_curves import draw_curves
+from lbtrain.study.draw_diagnoses import diagnoses_alt, draw_diagnoses
 from lbtrain.study.draw_grid import draw_grids
 from lbtrain.study.draw_lines import draw_plot, draw_ranking
 from lbtrain.study.draw_spectra import draw_spectra
@@ -28,6 +30,7 @@ from lbtrain.study.series import Plot
 from lbtrain.study.spectra import MATRICES, matrix_words, spectra, spectra_alt
 from lbtrain.study.targets import TARGETS, target_alt, target_words, to_target
 
+_FAR = 100.0  # times the best value of a ranking: on a linear axis the others would be one point
 MAX_RANKED = 20  # rows of the ranking; more are not legible at this width
 
 
@@ -87,7 +90,7 @@ def sketches(table: pd.DataFrame, folders: Sequence[Path] = ()) -> list[Sketch]:
         *_between(folders),
         *map(_of_plot, cost_plots(table)),
     ]
-    return found or _ranking(table)
+    return [*(found or _ranking(table)), *_diagnoses(table)]
 
 
 def _of_plot(plot: Plot) -> Sketch:
@@ -145,6 +148,15 @@ def _between(folders: Sequence[Path]) -> list[Sketch]:
     ]
 
 
+def _diagnoses(table: pd.DataFrame) -> list[Sketch]:
+    settings = by_setting(table)
+    if len(settings) < 2 or not any(setting.problems for setting in settings):
+        return []
+    title = "Runs with each problem, by setting"
+    draw = partial(draw_diagnoses, title, settings)
+    return [Sketch("diagnoses", title, diagnoses_alt(title, settings), TITLE, draw)]
+
+
 def _ranking(table: pd.DataFrame) -> list[Sketch]:
     metric = objective(table)
     if metric is None:
@@ -155,7 +167,10 @@ def _ranking(table: pd.DataFrame) -> list[Sketch]:
         return []
     names, values = [name for name, _ in order], [value for _, value in order]
     title = f"The {len(order)} best settings by {words(metric)}"
-    ends = replace(value_range(values, bounds=bounds(metric)), log=False)
+    ends = value_range(values, bounds=bounds(metric))
+    # Points in a column are compared by their distances; only where one would push all others to the edge, by factors.
+    means = [value.mean for value in values]
+    ends = replace(ends, log=ends.log and max(means) > _FAR * min(means))
     alt = f"{title}. " + "; ".join(f"{name}: {digits(value.mean)}" for name, value in order) + "."
     alt += f" {CUT}." if ends.cuts(values) else ""
     draw = partial(draw_ranking, title, names, values, words(metric), ends)

@@ -1,4 +1,4 @@
-"""What the figures beyond the batch axis say, in sentences with their intervals."""
+"""What the figures beyond the batch axis and the runs' diagnoses say, in sentences with their numbers."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -10,10 +10,13 @@ from lbtrain.study.axes import words
 from lbtrain.study.between import Between, between
 from lbtrain.study.critical import critical_words
 from lbtrain.study.curves import COINCIDE, Likeness, alike, curve_panels, likenesses
+from lbtrain.study.diagnosis_sheets import TITLE
+from lbtrain.study.diagnosis_words import diagnosis_sentences
 from lbtrain.study.estimates import digits, interval, plain
 from lbtrain.study.exponents import LAWS, Exponent
 from lbtrain.study.findings import Finding
 from lbtrain.study.grid import Grid, grids
+from lbtrain.study.local_optima import optima_sentences
 from lbtrain.study.phrases import after_mark, batch_words, count, joined
 from lbtrain.study.targets import ToTarget, noise_words, target_words, to_target
 
@@ -21,11 +24,12 @@ _RATE = "How the best rate follows the batch"
 _TARGET = "Steps to the target"
 _CURVES = "Which curves coincide"
 _LINE = "Between two solutions"
+_OPTIMA = "Local optima"
 _MAX_PAIRS = 6  # comparisons of curves in one sentence; more are not read
 
 
 def more_findings(table: pd.DataFrame, folders: Sequence[Path] = ()) -> list[Finding]:
-    """State what the sweep says about rates, targets, curves and the line between solutions.
+    """State what the sweep says about rates, targets, curves, the line between solutions, and what is wrong with runs.
 
     Args:
         table: As `load_sweep` gives it.
@@ -40,6 +44,8 @@ def more_findings(table: pd.DataFrame, folders: Sequence[Path] = ()) -> list[Fin
         _TARGET: [target_sentence(line, target_words(table)) for line in to_target(table, "target/steps")],
         _CURVES: list(curve_sentences(likenesses(curve_panels(table)))),
         _LINE: [*(line_sentence(line) for line in lines), *broken],
+        TITLE: diagnosis_sentences(table),
+        _OPTIMA: optima_sentences(table),
     }
     return [Finding(topic, text) for topic, texts in topics.items() for text in texts]
 

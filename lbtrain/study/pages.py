@@ -9,6 +9,7 @@ import pandas as pd
 from lbtrain.study.attention import outcome_counts
 from lbtrain.study.conditions import cells, condition, varied
 from lbtrain.study.correlation import correlation_sheet
+from lbtrain.study.diagnosis_sheets import diagnosis_notes, diagnosis_sheets
 from lbtrain.study.estimates import plain
 from lbtrain.study.families import MAX_FAMILIES, MAX_VARIANTS, families
 from lbtrain.study.findings import LAST_TOPIC, Finding, by_topic
@@ -32,7 +33,7 @@ class Page:
         title: One line.
         overview: What was run.
         findings: What was found, by topic.
-        sheets: Tables of what follows from the settings: differences from a baseline, rank correlations.
+        sheets: Tables of what follows from the settings: problems, differences from a baseline, rank correlations.
         settings: One row per setting.
         lost: Run, settings and reason of every run without a result.
         left_out: Folders that hold no run, and runs that a newer one replaces.
@@ -73,7 +74,7 @@ def page(
     Raises:
         BaselineError: If no setting is the baseline that was asked for.
     """  # noqa: DOC502 - raised by paired_sheet
-    sheets = (paired_sheet(table, baseline), correlation_sheet(table))
+    sheets = (*diagnosis_sheets(table), paired_sheet(table, baseline), correlation_sheet(table))
     found = [*by_topic(table), *more_findings(table, folders)]
     return Page(
         title,
@@ -171,7 +172,7 @@ def notes(table: pd.DataFrame) -> tuple[str, ...]:
         found.append(
             f"Of {len(groups)} combinations, the sentences and figures treat the best of each optimizer: {shown}."
         )
-    return tuple(found)
+    return (*found, *diagnosis_notes(table))
 
 
 def _methods(variants: set[Variant]) -> dict[str, list[str]]:

@@ -78,11 +78,12 @@ def other_keys(table: pd.DataFrame) -> list[str]:
 
     Returns:
         Keys without the `config.` prefix, sorted; empty for a sweep over those axes only. What stands below the
-        callback of a method is the method's own, see `method_options`.
+        callback of a method is the method's own, see `method_options`. A key at the top of the config that tells the
+        others, such as the name of a run of a gallery, stands for all of them.
     """
     recorded = _recorded(table)
     nodes, asked = [method_nodes(row) for row in recorded], given(recorded)
-    return [
+    found = [
         key
         for key in varying(table)
         if not settled(
@@ -91,6 +92,18 @@ def other_keys(table: pd.DataFrame) -> list[str]:
             key in asked,
         )
     ]
+    name = _name_of_all(found, recorded)
+    return found if name is None else [name]
+
+
+def _name_of_all(keys: Sequence[str], recorded: Sequence[Row]) -> str | None:
+    """Return the key at the top of the config whose value tells those of all others, as the name of a run does."""
+    everything = [tuple(repr(row.get(CONFIG + key)) for key in keys) for row in recorded]
+    for key in keys:
+        values = {repr(row.get(CONFIG + key)) for row in recorded}
+        if "." not in key and len(values) == len(set(everything)):
+            return key
+    return None
 
 
 @once

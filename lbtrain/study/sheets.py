@@ -38,6 +38,8 @@ class Sheet:
         body: Rows.
         about: Sentences that stand before it.
         marked: Rows to set off: those without a result.
+        folded: Whether the page shows the rows only when asked to.
+        cards: Whether a narrow page shows each row as a card, its cells below each other: of sentences.
     """
 
     title: str
@@ -45,6 +47,8 @@ class Sheet:
     body: tuple[tuple[Entry, ...], ...]
     about: tuple[str, ...] = ()
     marked: frozenset[int] = frozenset()
+    folded: bool = False
+    cards: bool = False
 
     @property
     def texts(self) -> tuple[tuple[str, ...], ...]:

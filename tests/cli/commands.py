@@ -9,6 +9,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.warm import Warm, may_be_warm
+
 ROOT = Path(__file__).parents[2]
 TRAIN = (sys.executable, str(ROOT / "train.py"))
 # Enough to train, evaluate and leave everything that a run leaves.
@@ -61,15 +63,22 @@ class Done:
 
 
 class Command:
-    """A command that runs in a group of its own; leaving the `with` block ends all that it has started."""
+    """A command that runs in a group of its own; leaving the `with` block ends all that it has started.
 
-    def __init__(self, arguments, cwd, *, program=TRAIN, **environment):
+    `train.py` is forked from a process that has imported what it needs, unless it is to start `cold`.
+    """
+
+    def __init__(self, arguments, cwd, *, program=TRAIN, cold=False, **environment):
         self.mark = uuid.uuid4().hex
         env = {**os.environ, "OMP_NUM_THREADS": "1", "LBTRAIN_TEST_MARK": self.mark}
         env |= {"PYTHONPATH": os.pathsep.join([str(cwd), *filter(None, [env.get("PYTHONPATH")])]), **environment}
         # A text stands for a value, None for no variable at all.
         env = {key: value for key, value in env.items() if value is not None}
         self.start = time.monotonic()
+        self.is_warm = not cold and tuple(program) == TRAIN and may_be_warm(env)
+        if self.is_warm:
+            self.process = Warm([*program[1:], *arguments], cwd, env)
+            return
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([*program, *arguments], cwd=cwd, env=env, start_new_session=True, **pipes)
 
@@ -91,8 +100,9 @@ class Command:
             if not entry.name.isdigit():
                 continue
             try:
-                # A zombie has an empty environment.
-                if self.mark.encode() in (entry / "environ").read_bytes():
+                # A zombie has an empty environment, and a forked process that of the one it was forked from.
+                marked = self.mark.encode() in (entry / "environ").read_bytes()
+                if marked or (self.is_warm and session(entry) == self.process.pid):
                     found.append(int(entry.name))
             except OSError:
                 continue
@@ -117,6 +127,12 @@ class Command:
         """Wait for the end."""
         out, err = self.process.communicate(timeout=timeout)
         return Done(self.process.returncode, out, err, time.monotonic() - self.start)
+
+
+def session(entry):
+    """Return the session of a process by its folder in /proc, None if it has ended."""
+    state, _, _, number = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+    return None if state == "Z" else int(number)
 
 
 def run(arguments, cwd, *, timeout=120.0, **options):

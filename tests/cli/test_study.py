@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.commands import ROOT, run
 
-MEASURED = "[lr_scaling,loss_reduction,hessian,sharpness]"
+MEASURED = "[lr_scaling,loss_reduction,hessian]"
 
 
 def sweep(folder, *overrides, timeout):
@@ -33,17 +33,12 @@ def same(cell, wanted):
     return cell == wanted if isinstance(wanted, str) else float(cell) == wanted
 
 
-def check_shape(rows, **plain):
-    """What large batches do at a fixed rate, and what scaling does about it."""
-    for optimizer in ("SGD", "Adam"):
-        at = [
-            value(rows, "hessian/lambda_max", rate="fixed", batch=b, **pick(rows, optimizer), **plain)
-            for b in (16, 1024)
-        ]
-        assert at[1] >= 8 * at[0], (optimizer, at)
-    scaled = [
-        value(rows, "hessian/lambda_max", rate="sqrt", batch=b, **pick(rows, "Adam"), **plain) for b in (16, 1024)
-    ]
+def check_shape(rows, small, growth, optimizers=("SGD", "Adam")):
+    """What large batches do at a fixed rate, in multiples of a small one, and what scaling does about it."""
+    for optimizer in optimizers:
+        at = [value(rows, "hessian/lambda_max", rate="fixed", batch=b, **pick(rows, optimizer)) for b in (small, 1024)]
+        assert at[1] >= growth * at[0], (optimizer, at)
+    scaled = [value(rows, "hessian/lambda_max", rate="sqrt", batch=b, **pick(rows, "Adam")) for b in (small, 1024)]
     assert scaled[1] <= 3 * scaled[0], scaled
 
 
@@ -59,15 +54,17 @@ def test_the_cut_down_study(tmp_path):
     rows, said = sweep(
         tmp_path / "study",
         f"callbacks={MEASURED}",
-        "optimizer=momentum,adam",
+        "optimizer=adam",
         "scaling=fixed,scaled",
-        "data.batch_size=16,1024",
+        "data.batch_size=64,1024",
+        "~callbacks.sharpness",
+        "callbacks.hessian.top_k=1",
         timeout=220,
     )
-    assert len(rows) == 8
-    check_shape(rows)
+    assert len(rows) == 4
+    check_shape(rows, 64, 4, ["Adam"])
     assert max(float(row["test/acc"]) for row in rows) >= 0.97
-    assert "run 8 of 8" in said
+    assert "run 4 of 4" in said
     assert (tmp_path / "study" / "report.html").exists()
 
 
@@ -79,7 +76,7 @@ def test_the_whole_study(tmp_path):
     rows, said = sweep(folder, timeout=850)
     assert len(rows) == 32
     assert {row["status"] for row in rows} == {"finished"}
-    check_shape([row for row in rows if not float(row["rho"] or 0)])
+    check_shape([row for row in rows if not float(row["rho"] or 0)], 16, 8)
     best = max(float(row["test/acc"]) for row in rows)
     assert best >= 0.97
     for name in ("report.html", "report.md", "results.csv"):

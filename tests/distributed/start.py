@@ -3,12 +3,12 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,24 +19,15 @@ def ranks_of(module, folder, *, count=2, timeout=200):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "NODE_RANK": "0"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"tests.distributed.{module}", str(folder)],
-            cwd=ROOT,
-            env={**os.environ, **shared, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(count)
-    ]
+    env = {**os.environ, **shared, "OMP_NUM_THREADS": "1"}
+    command = ["-m", f"tests.distributed.{module}", str(folder)]
+    processes = [Warm(command, ROOT, {**env, "LOCAL_RANK": str(rank)}) for rank in range(count)]
     try:
-        said = [process.communicate(timeout=timeout)[0] for process in processes]
+        said = [process.communicate(timeout) for process in processes]
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     for process, text in zip(processes, said, strict=True):
-        assert process.returncode == 0, text[-3000:]
+        assert process.returncode == 0, "".join(text)[-3000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(count)]

@@ -138,7 +138,8 @@ def test_every_python_block_parses_and_is_of_a_kind_that_is_run():
 
 
 @pytest.mark.parametrize(("page", "block"), _blocks_of("Trainer("))
-def test_the_python_of_a_page_trains_with_its_class(page, block):
+def test_the_python_of_a_page_trains_with_its_class(page, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where callbacks leave their files
     module = Plain(optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9))
     names = {"Trainer": lambda callbacks: fit(module, digits_like(), callbacks)}
     exec(block, names)

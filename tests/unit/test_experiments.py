@@ -12,12 +12,15 @@ from omegaconf import OmegaConf
 
 from lbtrain.app.commands import COMMANDS
 from lbtrain.app.instantiate import instantiate, validate
+from lbtrain.functional.diagnosis import PROBLEMS
+from tests.sick_runs import GALLERY, SICK
 
 ROOT = Path(__file__).parents[2]
 CONF, PAGES = ROOT / "conf", ROOT / "docs" / "experiments"
 # Those that are a study of their own; tune shows the search for settings, in docs/clusters.md.
-EXPERIMENTS = ("keskar2017", "loss_reduction", "lr_batch_grid", "steps_to_target", "surlemont2022")
+EXPERIMENTS = ("keskar2017", "loss_reduction", "lr_batch_grid", "sick_runs", "steps_to_target", "surlemont2022")
 RUNS = {"keskar2017": 20, "loss_reduction": 12, "lr_batch_grid": 180, "steps_to_target": 40, "surlemont2022": 32}
+RUNS |= {"sick_runs": 28}
 
 
 def composed(*overrides):
@@ -67,7 +70,7 @@ def test_its_first_and_its_last_run_are_valid_resumable_and_named_in_wandb(name)
         validate(cfg)
         assert "checkpoint" in cfg.callbacks
         assert cfg.trainer.max_epochs % cfg.callbacks.checkpoint.every_n_epochs == 0
-        assert cfg.tags == [name]
+        assert cfg.tags[0] == name
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -159,3 +162,29 @@ def test_the_rates_of_the_target_move_with_the_batch_and_the_noise_is_measured()
     # At the largest batch an epoch has two batches, of which half is one: Lightning refuses less.
     batches = len(instantiate(config_of("steps_to_target", "data.batch_size=1024").data).train_dataloader())
     assert batches * cfg.trainer.val_check_interval >= 1
+
+
+def test_the_gallery_holds_every_sick_run_once_and_each_begins_with_its_command():
+    runs = [word.partition("=")[2] for job in jobs_of("sick_runs") for word in job]
+    assert sorted(runs) == sorted(path.stem for path in (CONF / "sick").glob("*.yaml")) == sorted(GALLERY)
+    listed = (PAGES / "sick_runs.md").read_text()
+    for name in runs:
+        text = (CONF / "sick" / f"{name}.yaml").read_text()
+        assert text.splitlines()[:2] == ["# @package _global_", f"# python train.py sick={name}"]
+        assert f"`{name}`" in listed
+        assert (name in SICK) == (f"| `{name}` |" in listed)
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_a_run_of_the_gallery_is_valid_named_and_diagnosed(name):
+    cfg = composed(f"sick={name}")
+    validate(cfg)
+    assert (cfg.sick, list(cfg.tags)) == (name, ["sick_runs", name])
+    assert "diagnostics" in cfg.callbacks
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_the_page_tells_the_problem_of_each_sick_run(name):
+    row = next(line for line in (PAGES / "sick_runs.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    assert row.split("|")[3].strip() == GALLERY[name].problem
+    assert GALLERY[name].problem in PROBLEMS

@@ -37,7 +37,8 @@ def test_the_table_of_arguments_is_the_signature(page):
 
 
 @pytest.mark.parametrize(("page", "block"), [(page, b) for page in PAGES for b in _blocks(PAGES[page], "python")])
-def test_the_python_of_a_page_trains(page, block):
+def test_the_python_of_a_page_trains(page, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where callbacks leave their files
     names = {"Trainer": lambda callbacks, **options: fit(Plain(), digits_like(), callbacks, **options), "torch": torch}
     exec(block, names)
     assert names["trainer"].global_step > 0

@@ -186,7 +186,6 @@ def _word(path: Path) -> str:
 def _numbers(record: RunRecord) -> str:
     shown = {"train/loss": "train loss", "test/acc": "test acc", "hessian/lambda_max": "lambda_max"}
     found = {label: record.metrics[key] for key, label in shown.items() if key in record.metrics}
-    return (
-        ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float) and not math.isinf(v))
-        or "no metrics"
-    )
+    told = [f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float) and not math.isinf(v)]
+    problem = record.metrics.get("diagnosis/first", "none")
+    return ", ".join(told if problem == "none" else [*told, str(problem)]) or "no metrics"

@@ -52,6 +52,14 @@ def test_lines_say_which_run_of_how_many(capsys):
     ]
 
 
+@pytest.mark.parametrize(("first", "told"), [("dead units", ", dead units"), ("none", "")])
+def test_the_first_problem_of_a_diagnosed_run_is_told(capsys, first, told):
+    progress = Progress(1, 1)
+    progress.started(job(1, of=1), 1)
+    progress.ended(job(1, of=1), record(**{"train/loss": 2.3, "diagnosis/first": first}), 0.0, 1)
+    assert capsys.readouterr().out.splitlines()[-1] == f"run 1 of 1 done: train loss 2.3{told} (0 s)"
+
+
 def test_run_without_numbers_says_so(capsys):
     progress = Progress(1, 1)
     progress.started(job(1, of=1), 1)

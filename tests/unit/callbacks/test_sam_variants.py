@@ -345,7 +345,8 @@ def test_decoupled_wsam_steps_with_the_warmed_up_rate(wsam_first):
     torch.testing.assert_close(module.state_dict(), twin.state_dict(), rtol=1e-10, atol=1e-11)
 
 
-def test_sam_beside_every_other_callback_equals_sam_alone_bit_for_bit():
+def test_sam_beside_every_other_callback_equals_sam_alone_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where callbacks leave their files
     others = [
         LearningRateScaling(base_batch_size=8, rule="none"),
         LossReductionCheck("ignore"),

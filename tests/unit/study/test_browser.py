@@ -16,9 +16,15 @@ from lbtrain.study.load import load_sweep
 from lbtrain.study.pages import page
 from lbtrain.study.report import Report
 from tests.unit.study.browser import Browser, find, started
+from tests.unit.study.diagnosed import finding, write_diagnosis
 from tests.unit.study.known_sweep import BATCHES, KNOWN, make_record
 
 PHONE, DESK = 390, 1280
+LAYER = "layer network.stage3.block.conv2"
+SICK = (
+    finding("dead units", f"{LAYER}: 61 of 64 relu units are dead on 256 samples", 40, "warm up", "optimizer.lr=0.02"),
+    finding("slow progress", "the loss fell by 2 % in the last half", None, "add momentum"),
+)
 COLUMN = """(name) => {
     const table = document.querySelector('#all-settings table');
     const at = [...table.tHead.rows[0].cells].findIndex((head) => head.textContent.startsWith(name + ' ('));
@@ -38,7 +44,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory, report: Report) -> Path:
-    """A page of 200 runs of 100 settings with long names, and the figures of the known study three times over."""
+    """A page of 200 diagnosed runs of 100 settings with long names, and the figures of the known study three times."""
     folder = tmp_path_factory.mktemp("large")
     number = 0
     for seed in (0, 1):
@@ -49,6 +55,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, report: Report) -> Path:
                 depth = {"model.the_depth_of_the_network_in_blocks": place}
                 run = replace(run, config=run.config | depth, metrics=run.metrics | gaps)
                 write_record(folder / str(number), run)
+                write_diagnosis(folder / str(number), *SICK[: number % 3])
                 number += 1
     assert number == 200
     paths = [path for path in report.figures if path.suffix == ".png"]
@@ -126,6 +133,18 @@ def test_without_scripts_the_tables_are_plain_and_whole(browser: Browser, report
         )
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_the_folded_runs_with_a_problem_open_by_a_click_and_fit_the_screen(browser: Browser, large: Path) -> None:
+    browser.open(large, PHONE)
+    table = "document.querySelector('#first-problem-of-each-run table')"
+    assert browser.run(f"{table}.checkVisibility()") is False
+    browser.run("document.querySelector('#first-problem-of-each-run summary').click()")
+    assert browser.run(f"{table}.checkVisibility()") is True
+    assert browser.run(f"{table}.tBodies[0].rows.length") == 133
+    assert browser.run("document.documentElement.scrollWidth") <= PHONE
+    # Sentences in a table are read in lines of a width that a person reads, not in a column of single words.
+    assert browser.run(f"Math.min(...[...{table}.tBodies[0].rows].map((row) => row.cells[4].offsetWidth))") > 150
 
 
 def test_200_runs_load_in_2_seconds_and_ask_the_network_for_nothing(browser: Browser, large: Path) -> None:

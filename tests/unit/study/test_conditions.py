@@ -37,6 +37,32 @@ def test_a_callback_that_comes_and_goes_is_one_setting(write_sweep) -> None:
     assert [label(c, cells(table)) for c in cells(table)] == ["noise Noise", "noise not set"]
 
 
+GALLERY = {"dead_relu": ("x.Net", -10), "zero_init": ("x.Net", 0), "slow": ("x.Other", 0)}
+
+
+def gallery(names: list[str]) -> list[RunRecord]:
+    """Return runs of which each has a name, and settings beside that differ between them."""
+    record = make_record("Adam", "none", 64, sam=False)
+    known = [(name, *GALLERY[kind]) for name, kind in zip(names, GALLERY, strict=True)]
+    return [
+        with_config(record, sick=name, model__network___target_=net, model__network__bias=bias, seed=seed)
+        for name, net, bias in known
+        for seed in (0, 1)
+    ]
+
+
+def test_a_name_of_its_own_stands_for_all_other_settings_of_a_run(write_sweep) -> None:
+    table = load_sweep(write_sweep(gallery(list(GALLERY))))
+    assert other_keys(table) == ["sick"]
+    everything = cells(table)
+    assert [label(c, everything) for c in everything] == [f"sick {name}" for name in sorted(GALLERY)]
+
+
+def test_a_name_that_two_settings_share_stands_beside_them(write_sweep) -> None:
+    table = load_sweep(write_sweep(gallery(["a", "a", "b"])))
+    assert other_keys(table) == ["model.network._target_", "model.network.bias", "sick"]
+
+
 def test_settings_that_are_no_axis(write_sweep) -> None:
     record = make_record("Adam", "none", 64, sam=False)
     runs = [

@@ -91,3 +91,17 @@ def test_the_ranking_keeps_its_means_apart(write_sweep) -> None:
     low, high = sketch.draw().axes[0].get_xlim()
     assert 0.02 / (high - low) > 0.25
     assert high <= 1.005
+
+
+@pytest.mark.parametrize(("worst", "scale"), [(4e18, "log"), (3.0, "linear")])
+def test_one_setting_far_off_does_not_push_all_others_together(worst, scale, write_sweep) -> None:
+    run = make_record("Adam", "none", 64, sam=False)
+    runs = [
+        replace(run, config=run.config | {"model.depth": depth}, metrics={"test/loss": loss})
+        for depth, loss in enumerate((0.1, 0.2, worst))
+    ]
+    (sketch,) = sketches(load_sweep(write_sweep(runs)))
+    axes = sketch.draw().axes[0]
+    assert axes.get_xscale() == scale
+    low, high = axes.get_xlim()
+    assert low < 0.1 < worst < high
