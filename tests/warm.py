@@ -94,11 +94,14 @@ def _own():
 @cache
 def _nursery():
     """Start that process, once in each process of tests, and return its address."""
-    path = str(Path(tempfile.mkdtemp(prefix="lbtrain")) / "warm")
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    nursery = subprocess.Popen([sys.executable, "-m", "tests.warm", path], cwd=ROOT, env=_own(), **options)
+    folder = tempfile.TemporaryDirectory(prefix="lbtrain")
+    path, said = f"{folder.name}/warm", Path(folder.name, "said")
+    with said.open("wb") as errors:
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        nursery = subprocess.Popen([sys.executable, "-m", "tests.warm", path], cwd=ROOT, env=_own(), **options)
+    atexit.register(folder.cleanup)
     atexit.register(nursery.kill)
-    assert nursery.stdout.readline() == b"ready\n"
+    assert nursery.stdout.readline() == b"ready\n", said.read_text()
     return path
 
 
