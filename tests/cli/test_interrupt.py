@@ -53,7 +53,7 @@ def test_a_signal_ends_jobs_and_their_ranks_and_says_so(number, code, said, plan
 
 
 def test_ctrl_c_while_torch_is_imported_ends_the_sweep_in_one_line_however_often_it_is_pressed(tmp_path):
-    with Command(["-m", "seed=0,1"], tmp_path) as command:
+    with Command(["-m", "seed=0,1"], tmp_path, cold=True) as command:
         # The command, what tracks its resources, and the server from which jobs are forked.
         command.wait_until(lambda: len(command.alive()) >= 3)
         for _ in range(5):

@@ -43,7 +43,7 @@ def test_failing_run_is_recorded_with_its_reason_and_without_secrets(planted):
     secret = "sk-4711-very-secret"
     overrides = ["+token=${oc.env:TEST_API_TOKEN}", f"+api_key={secret}-2", "tags=[${token},${api_key}]"]
     arguments = [*planted.small, "callbacks.fault.kind=raise", "hydra.run.dir=run", *overrides]
-    done = run(arguments, planted.directory, TEST_API_TOKEN=secret)
+    done = run(arguments, planted.directory, cold=True, TEST_API_TOKEN=secret)
     assert done.code == 1
     assert "RuntimeError: planted fault, token ***" in done.err
     assert "Traceback" in done.err

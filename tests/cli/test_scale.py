@@ -12,7 +12,7 @@ WAYS = {"train.py": TRAIN, "python -m": (sys.executable, "-m", "lbtrain.app.cli"
 @pytest.mark.parametrize("way", WAYS)
 def test_report_trains_nothing_and_leaves_nothing(way, tmp_path):
     words = ["scale", "batch=4096", "base_batch=256", "lr=0.1", "optimizer=adamw"]
-    done = run(words, tmp_path, program=WAYS[way], TERM="dumb", COLUMNS=None)
+    done = run(words, tmp_path, program=WAYS[way], cold=True, TERM="dumb", COLUMNS=None)
     assert (done.code, done.err) == (0, "")
     assert "learning rate         0.1         0.4  x 4 = 16^0.5 (sqrt)" in done.out
     assert not list(tmp_path.iterdir())

@@ -211,12 +211,22 @@ def test_the_noise_share_is_0_for_the_gradient_itself_and_unbiased_for_batches()
     found = [point.noise for point in noisy.points[:-1]]
     assert len(found) == 128
     assert sum(found) / len(found) == pytest.approx(50 / 4 / (50 / 4 + 12.5), abs=0.03)
-    # Over an epoch at the same weights the batch gradients have the mean w - mean x; 4 standard errors of the subset's.
-    truth, products = float((w - x.mean(dim=0)).square().sum()), [point.product for point in noisy.points[:-1]]
-    assert sum(products) / len(products) == pytest.approx(truth, abs=4 * math.sqrt(truth * (1 / 256 - 1 / 512)))
-    # Over an epoch at the same weights the batch gradients have the mean w - mean x; 4 standard errors of the subset's.
-    truth, products = float((w - x.mean(dim=0)).square().sum()), [point.product for point in noisy.points[:-1]]
-    assert sum(products) / len(products) == pytest.approx(truth, abs=4 * math.sqrt(truth * (1 / 256 - 1 / 512)))
+
+
+def test_products_with_batches_have_the_slope_without_the_noise_of_the_subset():
+    # As above, with a slope that is small beside the noise of a subset of 16: |g|^2 is larger than its square by
+    # 50 (1/16 - 1/512) = 3 in the mean. Over an epoch at the same weights the batch gradients have the mean w - mean x.
+    x, w = torch.randn(512, 50, generator=generator(3), dtype=torch.float64), torch.full((50,), 0.1).double()
+    recording = Recording(num_samples=16, every_n_steps=1, curvature_every=200, seed=1, batch_size=16)
+    fit(
+        Quadratic(torch.eye(50, dtype=torch.float64), w, lr=0.0),
+        DataLoader(TensorDataset(x), batch_size=4),
+        [recording],
+    )
+    truth, points = float((w - x.mean(dim=0)).square().sum()), recording.points[:-1]
+    error = math.sqrt(truth * (1 / 16 - 1 / 512))  # of the subset's gradient along the slope
+    assert sum(point.product for point in points) / len(points) == pytest.approx(truth, abs=4 * error)
+    assert points[0].gradient_norm ** 2 > truth + 4 * error
 
 
 @pytest.mark.parametrize("kind", ["sum", "sam"])
