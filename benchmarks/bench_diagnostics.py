@@ -7,20 +7,20 @@
 Prints one JSON line per case; the last line is the environment. If a bound is exceeded, the script says which and
 fails.
 
-The app's convolutional network on images of 8 x 8, through the Trainer, for so many optimizer steps. The runs of a case
-take turns in one process, one without and one with the callback; each turn begins with the other one. A run is timed
-from the start of `fit` to its end, with all that the callback does at the start and at the end: its examinations, the
-table and its files.
+The app's convolutional network on images of 8 x 8, through the Trainer, for so many optimizer steps. The three runs of
+a turn, without the callback, with it, and with clocks around its hooks, go side by side in processes of their own: only
+one at a time, for so many steps, so that a change of the machine's pace meets all of them. A run is timed from the
+start of `fit` to its end, with all that the callback does at the start and at the end: its examinations, the table and
+its files.
   steps, batch         optimizer steps of a run, samples of a batch
   plain_s              seconds of a run without the callback, median over turns
-  share                seconds inside the callback's hooks, in percent of the rest of the same run, median over turns;
-                       what the callback slows down outside of them is not in it
-  added, low, high     how much longer a run is than the plain one of its turn, in percent: median and quartiles; other
-                       work on the machine moves it
+  added, low, high     how much longer a run with it is, in percent: median and quartiles
+  share                seconds inside the callback's hooks, in percent of the rest of the run with the clocks, median;
+                       the clocks are in it; what Lightning takes to call the hooks is not
   measured             what the callback says that it spent, in percent of its run, median
   samples, evaluations of a run: sampled steps; values, gradients and Hessian products on the samples' data
   found                problems that it found, which there should be none of
-  turns                runs of each kind
+  turns                of three runs
 """
 
 import argparse
@@ -28,33 +28,82 @@ import contextlib
 import io
 import json
 import logging
+import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 
 import torch
 from bench_sam_step import environment, prepare, spread
 from torch.utils.data import DataLoader, TensorDataset
 
 from lbtrain import OptimizationDiagnostics
-from lbtrain._lightning import Trainer, seed_everything
+from lbtrain._lightning import Callback, Trainer
 from lbtrain.app.models import Classifier
 from lbtrain.app.networks import ConvNet
+from lbtrain.callbacks._diagnosis_result import Diagnosis
 
 SAMPLES = 4096  # of the training data
 CLASSES = 10
+FORKS = multiprocessing.get_context("fork")
+STRETCH = 20  # steps of a run at a time
 
 
-def data(batch: int) -> DataLoader:
+class Baton:
+    """Lets one of several processes run at a time, in turn; each clocks itself.
+
+    Args:
+        now: Tells the seconds.
+        first: Which of them begins.
+    """
+
+    def __init__(self, now: Callable[[], float], first: int) -> None:
+        self.now, self.seconds, self.since = now, 0.0, 0.0
+        self.turns = [FORKS.Semaphore(int(own == first)) for own in range(len(RUNS))]
+        self.gone = [FORKS.Event() for _ in RUNS]
+
+    def take(self, own: int) -> None:
+        """Wait for one's turn, and start one's clock."""
+        self.turns[own].acquire()
+        self.since = self.now()
+
+    def hand_over(self, own: int, *, for_good: bool = False) -> None:
+        """Stop one's clock, and let the next one run that has not ended, perhaps oneself."""
+        self.seconds += self.now() - self.since
+        if for_good:
+            self.gone[own].set()
+        order = [(own + k) % len(RUNS) for k in range(1, len(RUNS) + 1)]
+        following = next((other for other in order if not self.gone[other].is_set()), own)
+        self.turns[following].release()
+
+
+class Relay(DataLoader):
+    """Hands the baton over behind every so many batches."""
+
+    baton: Baton | None = None
+    own = count = 0
+
+    def __iter__(self) -> Iterator:
+        for batch in super().__iter__():
+            self.count += 1
+            if self.baton is not None and self.count % STRETCH == 0:
+                self.baton.hand_over(self.own)
+                self.baton.take(self.own)
+            yield batch
+
+
+def data(batch: int) -> Relay:
     """Return images of 10 classes that can be told apart, so that a run looks like one."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
     centres = torch.randn(CLASSES, 1, 8, 8, generator=generator)
     images = centres[labels] + 0.5 * torch.randn(SAMPLES, 1, 8, 8, generator=generator)
-    return DataLoader(TensorDataset(images, labels), batch_size=batch, shuffle=True, drop_last=True)
+    return Relay(TensorDataset(images, labels), batch_size=batch, shuffle=True, drop_last=True)
 
 
 class Timed(OptimizationDiagnostics):
@@ -67,11 +116,13 @@ class Timed(OptimizationDiagnostics):
 
 def timed(name: str) -> Callable[..., None]:
     """Return a hook that does what the callback's own does, and times it."""
+    work = getattr(OptimizationDiagnostics, name)
 
     def hook(self: Timed, *args: object, **options: object) -> None:
-        since = self.now()
-        getattr(OptimizationDiagnostics, name)(self, *args, **options)
-        self.inside += self.now() - since
+        now = self.now  # read at each step: the less is done here, the less of it counts as the callback's
+        since = now()
+        work(self, *args, **options)
+        self.inside += now() - since
 
     return hook
 
@@ -81,12 +132,15 @@ for name in vars(OptimizationDiagnostics):
         setattr(Timed, name, timed(name))
 
 
-def run(steps: int, batch: int, options: argparse.Namespace, callback: Timed | None) -> float:
-    """Return the seconds of a run."""
-    seed_everything(0, verbose=False)
+RUNS: tuple[Callable[..., Callback | None], ...] = (lambda now: None, lambda now: OptimizationDiagnostics(), Timed)
+Answer = tuple[float, float, Diagnosis | None]
+
+
+def run(steps: int, options: argparse.Namespace, callback: Callback | None, loader: Relay) -> None:
+    """Train."""
+    torch.manual_seed(0)
     module = Classifier(ConvNet(), lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9))
-    now = clock(options)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator=options.device,
             devices=1,
@@ -99,11 +153,37 @@ def run(steps: int, batch: int, options: argparse.Namespace, callback: Timed | N
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        loader, since = data(batch), now()
         trainer.fit(module, loader)
         if options.device == "cuda":
             torch.cuda.synchronize()
-        return now() - since
+
+
+def go(own: int, steps: int, batch: int, options: argparse.Namespace, baton: Baton, answer: Connection) -> None:
+    """Train in a process of its own, and answer with what it took."""
+    torch.set_num_threads(options.threads)
+    if options.threads == 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # all runs on one core: two may differ in pace
+    callback, loader = RUNS[own](baton.now), data(batch)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run(20, options, RUNS[own](baton.now), data(batch))  # lets all code be read and all memory be allocated
+            loader.baton, loader.own = baton, own
+            baton.take(own)
+            run(steps, options, callback, loader)
+    finally:
+        baton.hand_over(own, for_good=True)
+    answer.send((baton.seconds, getattr(callback, "inside", 0.0), getattr(callback, "result", None)))
+
+
+def side_by_side(steps: int, batch: int, options: argparse.Namespace, first: int) -> list[Answer]:
+    """Return the seconds of each of `RUNS`, those inside its hooks where they are timed, and its diagnosis."""
+    baton, answers = Baton(clock(options), first), []
+    for own in range(len(RUNS)):
+        ours, theirs = FORKS.Pipe(duplex=False)
+        FORKS.Process(target=go, args=(own, steps, batch, options, baton, theirs), daemon=True).start()
+        theirs.close()  # so that a run that fails ends the wait for its answer
+        answers.append(ours)
+    return [answer.recv() for answer in answers]
 
 
 def clock(options: argparse.Namespace) -> Callable[[], float]:
@@ -113,23 +193,17 @@ def clock(options: argparse.Namespace) -> Callable[[], float]:
 
 def measure(steps: int, batch: int, options: argparse.Namespace) -> dict:
     """Return the line of a case."""
-    warm = 20
-    for callback in (None, Timed(clock(options))):
-        run(warm, batch, options, callback)
-    times: dict[bool, list[float]] = {False: [], True: []}
+    plains: list[float] = []
+    added: list[float] = []
     inside: list[float] = []
     own: list[float] = []
     for turn in range(options.repeats):
-        for diagnosed in (False, True) if turn % 2 else (True, False):
-            callback = Timed(clock(options)) if diagnosed else None
-            seconds = run(steps, batch, options, callback)
-            times[diagnosed].append(seconds)
-            if callback is not None:
-                inside.append(100 * callback.inside / (seconds - callback.inside))
-                own.append(100 * callback.result.seconds / seconds)
-                result = callback.result
-    added = [100 * (b / a - 1) for a, b in zip(times[False], times[True], strict=True)]
-    row = {"case": "share", "steps": steps, "batch": batch, "plain_s": round(statistics.median(times[False]), 3)}
+        (plain, *_), (diagnosed, _, result), (whole, within, _) = side_by_side(steps, batch, options, turn % len(RUNS))
+        plains.append(plain)
+        added.append(100 * (diagnosed / plain - 1))
+        inside.append(100 * within / (whole - within))
+        own.append(100 * result.seconds / diagnosed)
+    row = {"case": "share", "steps": steps, "batch": batch, "plain_s": round(statistics.median(plains), 3)}
     row |= {"share": round(statistics.median(inside), 3)} | spread(added, ("added", "low", "high"))
     row |= {"measured": round(statistics.median(own), 3)}
     row |= {"samples": result.samples, "evaluations": result.num_evaluations}
@@ -157,7 +231,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", default=[300, 1000, 3000, 10_000], help="of a run")
     parser.add_argument("--batch", type=int, nargs="+", default=[64], help="samples of a batch")
-    parser.add_argument("--repeats", type=int, default=3, help="turns, that is runs of each kind")
+    parser.add_argument("--repeats", type=int, default=3, help="turns, of three runs each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the process' processor time")

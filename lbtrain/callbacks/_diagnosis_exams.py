@@ -12,6 +12,7 @@ from lbtrain.callbacks._diagnosis_checks import Limits, given
 from lbtrain.callbacks._diagnosis_ledger import Ledger, LeftOut, Verdict, over_ranks
 from lbtrain.callbacks._diagnosis_scene import Scene
 from lbtrain.callbacks._double_loss import double_loss
+from lbtrain.callbacks._measured_data import kept_for
 from lbtrain.callbacks._shards import is_sharded
 from lbtrain.callbacks.loss_reduction import LossReductionCheck, reduction_on
 from lbtrain.functional.conditioning import (
@@ -50,12 +51,15 @@ def examine_start(scene: Scene, checks: Sequence[str], limits: Mapping[str, Limi
         kind = type(scene.trainer.strategy).__name__
         made.leave_out(mine, f"no process holds whole parameters under {kind}")
         return made
+    if "reduction" in mine:  # first of all, since every mean over samples needs to know it
+        made.judge("reduction", lambda: check_reduction(scene, limits["reduction"]))
     if {"symmetries", "data", "inputs"} & {*mine}:  # before the rest, since all ranks take this gradient together
         slopes = Ledger()
         slopes.judge("symmetries", scene.take_slopes)
-        made.left_out, made.failed = slopes.left_out, slopes.failed
+        slopes.found.clear()
+        made.take(slopes)
     for name in mine:
-        if name not in made.left_out:
+        if name not in made.left_out and name not in made.found:
             made.judge(name, lambda exam=EXAMS[name], own=limits[name]: exam(scene, own))
     return over_ranks(scene.trainer, made)
 
@@ -176,5 +180,6 @@ def _reduction(scene: Scene) -> Reduction:
         if isinstance(callback, LossReductionCheck) and callback.result is not None:
             return callback.result
     found = reduction_on(scene.trainer, scene.pl_module, scene.batch)
+    kept_for(scene.trainer).reduction = found.kind  # which measuring need not find again
     scene.evaluations += found.num_losses
     return found

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from lbtrain._lightning import LightningModule, MisconfigurationException, Trainer
+from lbtrain.callbacks._agreement import sum_over_ranks
 from lbtrain.callbacks._batch import batch_size
 from lbtrain.callbacks._diagnosis_verdicts import Case
 from lbtrain.callbacks._evidence import Evidence
@@ -44,7 +46,7 @@ def case_of(trainer: Trainer, pl_module: LightningModule, evidence: Evidence, **
 
 
 def subset_size(trainer: Trainer, pl_module: LightningModule, num_samples: int, seed: int) -> int:
-    """Return how many samples of the fixed subset this process has.
+    """Return how many samples of the fixed subset all processes have; each of them must ask.
 
     Args:
         trainer: The Trainer, with its loaders set up.
@@ -53,12 +55,13 @@ def subset_size(trainer: Trainer, pl_module: LightningModule, num_samples: int, 
         seed: Of the draw.
 
     Returns:
-        The count; 0 where the data cannot be read.
+        The count; without those that a process cannot read.
     """
     try:
-        return sum(batch_size(batch) or 0 for batch in measured_batches(trainer, pl_module, num_samples, None, seed))
+        own = sum(batch_size(batch) or 0 for batch in measured_batches(trainer, pl_module, num_samples, None, seed))
     except Exception:  # of the user's data, with which the first sample fails too, and says so
-        return 0
+        own = 0
+    return int(sum_over_ranks(trainer, torch.tensor(float(own), dtype=torch.float64)))
 
 
 def samples_per_step(trainer: Trainer, *, per_device: bool = False) -> int | None:

@@ -11,6 +11,7 @@ from lbtrain.callbacks._diagnosis_end import EndPoint, is_asked_for, look_around
 from lbtrain.callbacks._diagnosis_exams import examine_start
 from lbtrain.callbacks._diagnosis_facts import case_of, subset_size
 from lbtrain.callbacks._diagnosis_ledger import Ledger
+from lbtrain.callbacks._diagnosis_recount import count_again, is_suspect, recounted
 from lbtrain.callbacks._diagnosis_result import Diagnosis
 from lbtrain.callbacks._diagnosis_scene import Scene
 from lbtrain.callbacks._diagnosis_verdicts import judge
@@ -29,7 +30,7 @@ class DiagnosisRun:
     """Examine, record and conclude; all ranks call each method together, but for `give_up`.
 
     Args:
-        recorder: What records.
+        recorder: What records; between the first batch and the end its hooks are called directly.
         checks: Those to make.
         limits: Thresholds by check.
         num_samples: Of the fixed subset.
@@ -39,10 +40,10 @@ class DiagnosisRun:
     def __init__(
         self, recorder: Recorder, checks: Sequence[str], limits: Mapping[str, Limits], num_samples: int, seed: int
     ) -> None:
-        self._recorder, self._checks, self._limits = recorder, checks, limits
+        self.recorder, self._checks, self._limits = recorder, checks, limits
         self._num_samples, self._seed = num_samples, seed
         self._ledger: Ledger | None = None  # of the first batch
-        self._samples = 0  # that this process has of the subset
+        self._samples = 0  # on which units were counted last
         self._missing: dict[str, str] = {}
         self._seconds, self._evaluations = 0.0, 0
         self._clock: float | None = None
@@ -53,7 +54,7 @@ class DiagnosisRun:
     @property
     def evidence(self) -> Evidence:
         """What was recorded."""
-        return self._recorder.evidence
+        return self.recorder.evidence
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Examine the first batch, once in a run, and record its first sample.
@@ -71,15 +72,7 @@ class DiagnosisRun:
             self._ledger.tell()
             self._samples = subset_size(trainer, pl_module, self._num_samples, self._seed)
             self._spent(scene, self._clock)
-        self.record(self._recorder.start, trainer, pl_module)
-
-    def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the gradient of the step to come."""
-        self._recorder.before_step(trainer, pl_module)
-
-    def after_batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
-        """Take in the loss of a batch, and a sample where one is due."""
-        self._recorder.after_batch(trainer, pl_module, outputs)
+        self.record(self.recorder.start, trainer, pl_module)
 
     def record(self, work: Callable[..., _T], *args: Any) -> _T | None:
         """Let the recorder work; a failure ends the recording and not the training.
@@ -91,7 +84,7 @@ class DiagnosisRun:
         Returns:
             What it returns; None where it failed.
         """
-        return self._recorder.guard.tried(work, *args)
+        return self.recorder.guard.tried(work, *args)
 
     def conclude(self, trainer: Trainer, pl_module: LightningModule) -> Diagnosis:
         """Take the last sample, examine what the symptoms ask for, and judge.
@@ -103,11 +96,12 @@ class DiagnosisRun:
         Returns:
             The diagnosis, the same on every rank.
         """
-        self.record(self._recorder.finish, trainer, pl_module)
+        self.record(self.recorder.finish, trainer, pl_module)
         gain = self._gain(trainer, pl_module)
         began, scene = time.perf_counter(), Scene(trainer, pl_module, self._num_samples, self._seed)
         curve = self._curve()
         end, judged = self._look_around(scene, curve), Ledger()
+        self._recount(scene)
         ledger = looked_through(scene, curve, self._ledger or Ledger())
         if trainer.is_global_zero:
             judged = self._judged(trainer, pl_module, ledger, end=end, averaging=gain)
@@ -127,7 +121,7 @@ class DiagnosisRun:
             The diagnosis of this rank.
         """
         kind = type(exception).__name__
-        self._tried("last steps", "reading what was recorded", self._recorder.read)
+        self._tried("last steps", "reading what was recorded", self.recorder.read)
         self._missing.setdefault("end", f"the run ended with {kind} before its last weights could be examined")
         ledger = Ledger()
         ledger.take(self._ledger or Ledger())
@@ -139,7 +133,7 @@ class DiagnosisRun:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, in plain Python and tensors on the host."""
         return {
-            "recorder": self._recorder.state_dict(),
+            "recorder": self.recorder.state_dict(),
             "ledger": None if self._ledger is None else self._ledger.state_dict(),
             "missing": dict(self._missing),
             "samples": self._samples,
@@ -154,22 +148,31 @@ class DiagnosisRun:
         Args:
             state: From `state_dict`.
         """
-        self._recorder.load_state_dict(state["recorder"])
+        self.recorder.load_state_dict(state["recorder"])
         self._ledger = None if state["ledger"] is None else Ledger.from_state(state["ledger"])
         self._missing, self._samples = dict(state["missing"]), state["samples"]
         self._seconds, self._evaluations, self._elapsed = state["seconds"], state["evaluations"], state["elapsed"]
 
     def _gain(self, trainer: Trainer, module: LightningModule) -> AveragingGain | None:
-        at_mean = self.record(self._recorder.loss_at_mean, trainer, module)
-        recent = self._recorder.recent_losses
-        return None if at_mean is None or not recent else averaging_gain(at_mean, recent)
+        at_mean = self.record(self.recorder.loss_at_mean, trainer, module)
+        return None if at_mean is None or not self.evidence.recent else averaging_gain(at_mean, self.evidence.recent)
 
     def _look_around(self, scene: Scene, curve: Curve) -> EndPoint | None:
         """Return the surroundings of the last weights, if a symptom asks for them."""
-        wanted = bool(_OF_SPECTRUM & {*self._checks}) and not self._recorder.guard.reason and is_asked_for(curve)
+        wanted = bool(_OF_SPECTRUM & {*self._checks}) and not self.recorder.guard.reason and is_asked_for(curve)
         if not scene.trainer.strategy.broadcast(wanted):
             return None
         return self._tried("end", "the spectrum at the end", look_around, scene)
+
+    def _recount(self, scene: Scene) -> None:
+        """Count units again, on more samples, if the last sample has many that are dead or saturated."""
+        points, limits = self.evidence.points, self._limits["units"]
+        suspect = "units" in self._checks and not self.recorder.guard.reason
+        if scene.trainer.strategy.broadcast(suspect and is_suspect(points, scene.trainer.global_step, limits)):
+            found = self._tried("units again", "counting units on more samples", count_again, scene)
+            if found is not None:
+                self._samples = found[1]
+                recounted(points, found[0])
 
     def _curve(self) -> Curve:
         """Return the curves of the run, empty ones where they cannot be made."""
@@ -190,7 +193,7 @@ class DiagnosisRun:
     def _verdicts(self, trainer: Trainer, module: LightningModule, ledger: Ledger, **known: Any) -> Ledger:
         known |= {"samples": self._samples, "invalid_data": bool(ledger.found.get("data"))}
         known["summed_over"] = next((f.numbers["batch"] for f in ledger.findings if f.problem == "summed loss"), 1.0)
-        known["missing"] = {**self._reasons(trainer), **self._recorder.left_out, **self._missing}
+        known["missing"] = {**self._reasons(trainer), **self.recorder.sampler.left_out, **self._missing}
         case = case_of(trainer, module, self.evidence, **known)
         judged = judge(case, self._checks, self._limits)
         judged.tell()
@@ -201,13 +204,13 @@ class DiagnosisRun:
         reasons = {}
         if trainer.global_step > 0 and not self.evidence.losses:
             reasons["losses"] = "training_step returned no loss"
-        if reason := self._recorder.guard.reason:
+        if reason := self.recorder.guard.reason:
             reasons |= {"samples": reason, "losses": reason}
         return reasons
 
     def _diagnosis(self, ledger: Ledger, **how: Any) -> Diagnosis:
-        (recorded, evaluations), elapsed = self._recorder.cost, self._elapsed_now()
-        seconds = self._seconds + recorded
+        sampler, elapsed = self.recorder.sampler, self._elapsed_now()
+        seconds = self._seconds + sampler.seconds
         return Diagnosis(
             ranked(ledger.findings),
             tuple(name for name in self._checks if name in ledger.found),
@@ -216,7 +219,7 @@ class DiagnosisRun:
             samples=len(self.evidence.points),
             seconds=seconds,
             share=min(seconds / elapsed, 1.0) if elapsed > 0 else 0.0,
-            num_evaluations=self._evaluations + evaluations,
+            num_evaluations=self._evaluations + sampler.num_evaluations,
             **how,
         )
 

@@ -31,7 +31,7 @@ class Case:
 
     evidence: Evidence
     samples: int = 0
-    """Samples that this process has of the fixed subset."""
+    """On which the units of the last weights were counted."""
     momentum: float = 0.0
     """Of the optimizer; of Adam its first beta."""
     rescales: bool = False

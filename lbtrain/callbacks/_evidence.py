@@ -71,6 +71,11 @@ class Evidence:
     """Learning rate of the first parameter group."""
     points: list[Point] = field(default_factory=list)
 
+    @property
+    def recent(self) -> tuple[float, ...]:
+        """Losses on the subset at the samples of the last quarter of the steps, over which the mean of weights is."""
+        return tuple(p.loss for p in self.points if p.step > 0 and 4 * p.step >= 3 * self.points[-1].step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return all of it in plain Python."""
         return {"losses": list(self.losses), "rates": list(self.rates), "points": [asdict(p) for p in self.points]}

@@ -1,7 +1,7 @@
 """The mean training loss over the training data, as measurements at the end of training see it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ def mean_training_loss(
     graph_memory_mb: float = 0.0,
     matrix: str = "hessian",
     engine: str = "auto",
+    around: Callable[[int], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[HessianOperator]:
     """Open the mean loss over the training data: eval mode, fixed order, every sample once, no trace.
 
@@ -51,6 +52,7 @@ def mean_training_loss(
         graph_memory_mb: Memory for gradient graphs that are kept between Hessian products, in MiB.
         matrix: `hessian` or `ggn`, what products are with.
         engine: `auto`, `autograd` or `differences`, how they are made.
+        around: What a batch of this number is evaluated inside of; not for shards.
 
     Yields:
         The loss of the trainable parameters, per sample whatever the module's reduction; a `ShardedLoss` under
@@ -81,7 +83,9 @@ def mean_training_loss(
             i, batch = numbered
             set_random_streams(streams, pl_module.device)  # the transfer to the device may augment
             restart()
-            return evaluate(_to_device(trainer, pl_module, batch), i, streams)
+            on_device = _to_device(trainer, pl_module, batch)
+            with around(i):
+                return evaluate(on_device, i, streams)
 
         mean_loss = HessianOperator(
             of_batch,

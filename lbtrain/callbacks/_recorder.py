@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lbtrain._lightning import LightningModule, Trainer
 from lbtrain.callbacks._agreement import agreed
@@ -34,13 +35,14 @@ class Recorder:
 
     Args:
         num_samples: Training samples of the subset, drawn by seed.
-        every_n_steps: Sample after each n-th optimizer step; None for 20 samples over the run. A run of unknown length
-            starts with every 10th step and doubles the interval, dropping every second sample, whenever it has 40.
+        every_n_steps: Sample after each n-th optimizer step; None for 14 samples over the run. A run of unknown length
+            starts with every 10th step and doubles the interval, dropping every second sample, whenever it has 28.
         curvature_every: Samples from one with the largest eigenvalue to the next.
         seed: Of the draw and of the first start vector.
         batch_size: Samples per evaluation and device; None as in training, or more where samples are small.
 
     Attributes:
+        sampler: Which knows what sampling has cost, and why something is left out.
         evidence: What has been read off the device; `read` brings it up to date.
         guard: Of work that may fail on one rank alone.
 
@@ -50,31 +52,23 @@ class Recorder:
 
     def __init__(
         self,
-        num_samples: int = 128,
+        num_samples: int = 64,
         every_n_steps: int | None = None,
         curvature_every: int = 5,
         seed: int = 0,
         batch_size: int | None = None,
     ) -> None:
         check_measure_arguments(num_samples, batch_size, seed)
-        self._sampler = Sampler(num_samples, batch_size, seed)
+        self.sampler = Sampler(num_samples, batch_size, seed)
         self._pace = Pace(every_n_steps, curvature_every)
         self._losses, self._mean = StepLosses(), WeightMean()
         self._next = Following()
         self._before: dict[int, Tensor] = {}
         self._rate: float | Tensor = 0.0
         self._scale, self._has_scaler, self._is_next_due = 1.0, False, False
+        self._is_plain = False  # whether a batch is a step of one optimizer, unless batches are accumulated
+        self._quiet = 0  # steps to come of which nothing but loss and rate is taken
         self.evidence, self.guard = Evidence(), Guard()
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Why something is not recorded, by what: `samples`, `curvature`."""
-        return self._sampler.left_out
-
-    @property
-    def cost(self) -> tuple[float, int]:
-        """Seconds spent so far; values, gradients and Hessian products so far."""
-        return self._sampler.seconds, self._sampler.num_evaluations
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the first sample of a run, before its first step.
@@ -85,20 +79,26 @@ class Recorder:
         """
         reason = self.guard.alone(self._begin, trainer, pl_module)
         if agreed(trainer, bool(reason)):
-            self.left_out["samples"] = reason or "another rank cannot be sampled"
+            self.sampler.left_out["samples"] = reason or "another rank cannot be sampled"
         if not self.evidence.points:
             self._sample(trainer, pl_module, trainer.global_step)
         else:
             self._has_ended(trainer)  # a rank that failed may know other steps to sample at
 
-    def before_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradient of the step to come, without failing.
 
         Args:
             trainer: The Trainer, in `on_before_optimizer_step`.
             pl_module: Its module.
+            optimizer: About to step.
         """
-        self.guard.alone(self._look_ahead, trainer, pl_module)
+        # Nearly all steps end here. What is called at each costs ten times what it does in a loop of its own, since
+        # training has pushed it out of the processor's caches.
+        if self._is_plain and not (self._is_next_due or self._next.is_looking):
+            self._rate = optimizer.param_groups[0]["lr"]
+        else:
+            self.guard.alone(self._look_ahead, trainer, pl_module)
 
     def after_batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
         """Take in the loss of a batch, without failing; behind the last one of a step that is due, take a sample.
@@ -108,6 +108,9 @@ class Recorder:
             pl_module: Its module.
             outputs: What that hook was given.
         """
+        if self._quiet > 0 and trainer.accumulate_grad_batches == 1 and self._losses.take(outputs, self._rate):
+            self._quiet -= 1
+            return
         if not is_optimizer_step(trainer):
             self.guard.alone(self._losses.see, outputs)
             return
@@ -117,6 +120,7 @@ class Recorder:
             # Loggers count this step only after the hook; the weights have seen it already.
             self.guard.tried(partial(self._sample, logged=1), trainer, pl_module, step)
         self._is_next_due = self._pace.is_due(step + 1)
+        self._quiet = self._pace.quiet(step) if self._is_plain and not self.guard.reason else 0
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take a sample at the last weights, with curvature, unless there is one.
@@ -144,12 +148,6 @@ class Recorder:
         self._next.move(self.evidence)
         return self.evidence
 
-    @property
-    def recent_losses(self) -> tuple[float, ...]:
-        """Losses on the subset at the samples of the last quarter of the steps, over which the mean is."""
-        points = self.evidence.points
-        return tuple(p.loss for p in points if p.step > 0 and 4 * p.step >= 3 * points[-1].step)
-
     def loss_at_mean(self, trainer: Trainer, pl_module: LightningModule) -> float | None:
         """Return the loss on the subset at the running mean of the weights; every rank takes part.
 
@@ -158,11 +156,11 @@ class Recorder:
             pl_module: Its module; its weights come back bit for bit.
 
         Returns:
-            Loss per sample, to be held against `recent_losses`; None where nothing is sampled or no step was done.
+            Loss per sample, to be held against `Evidence.recent`; None where nothing is sampled or no step was done.
         """
-        if not self._sampler.is_on or self._mean.is_empty:
+        if not self.sampler.is_on or self._mean.is_empty:
             return None
-        return self._sampler.loss_at(trainer, pl_module, self._mean)
+        return self.sampler.loss_at(trainer, pl_module, self._mean)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, in plain Python and tensors on the host."""
@@ -171,7 +169,7 @@ class Recorder:
             "evidence": self.evidence.state_dict(),
             "losses": self._losses.state_dict(),
             "mean": self._mean.state_dict(),
-            "sampler": self._sampler.state_dict(),
+            "sampler": self.sampler.state_dict(),
             "pace": self._pace.state_dict(),
         }
 
@@ -182,26 +180,28 @@ class Recorder:
             state: From `state_dict`.
         """
         self.evidence = Evidence.from_state(state["evidence"])
-        for name in ("losses", "mean", "sampler", "pace"):
+        for name in ("losses", "mean", "pace"):
             getattr(self, f"_{name}").load_state_dict(state[name])
+        self.sampler.load_state_dict(state["sampler"])
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> str:
         """Return why no sample can be taken, "" where one can."""
         self._pace.begin(trainer)
         self._has_scaler, self._is_next_due = has_scaler(trainer), self._pace.is_due(trainer.global_step + 1)
+        self._is_plain, self._quiet = pl_module.automatic_optimization and not self._has_scaler, 0
         # Steps that nobody recorded, behind a checkpoint without this state.
         self._losses.miss(trainer.global_step - len(self.evidence.losses) - len(self._losses), rate_of(trainer))
-        self.left_out.clear()
+        self.sampler.left_out.clear()
         return refusal(trainer, pl_module)
 
     def _look_ahead(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rate = rate_of(trainer)
         if self._has_scaler:
             self._scale = loss_scale(trainer)
-        if self._next:
+        if self._next.is_looking:
             scale = self._scale if is_scaled(trainer) else 1.0
             self._next.see(self._losses.gradient_factor(trainer.accumulate_grad_batches) / scale)
-        if self._is_next_due and self._sampler.is_on:
+        if self._is_next_due and self.sampler.is_on:
             self._before = {id(p): p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
 
     def _take_in(self, trainer: Trainer, pl_module: LightningModule, step: int, outputs: Any) -> None:
@@ -212,24 +212,24 @@ class Recorder:
         self._losses.close(trainer.accumulate_grad_batches, self._rate, skipped=skipped)
         if skipped:
             self._before = {}  # no update to be seen
-        elif self._pace.is_mean_due(step) and self._sampler.is_on:
+        elif self._pace.is_mean_due(step) and self.sampler.is_on:
             self._mean.add(pl_module, step)
 
     def _has_ended(self, trainer: Trainer) -> bool:
         """Return whether the recording has failed, on any rank if samples are taken; all ask."""
-        if self._sampler.is_on and self.guard.has_ended(trainer):
-            self._sampler.left_out["samples"] = self.guard.reason
-        return bool(self.guard.reason) and not self._sampler.is_on
+        if self.sampler.is_on and self.guard.has_ended(trainer):
+            self.sampler.left_out["samples"] = self.guard.reason
+        return bool(self.guard.reason) and not self.sampler.is_on
 
     def _sample(
         self, trainer: Trainer, pl_module: LightningModule, step: int, *, logged: int = 0, final: bool = False
     ) -> None:
         """Read what waits, and take a sample if one is due."""
         before, self._before = self._before, {}
-        if self._catch_up(trainer) or not self._sampler.is_on or not (final or self._pace.is_due(step) or step == 0):
+        if self._catch_up(trainer) or not self.sampler.is_on or not (final or self._pace.is_due(step) or step == 0):
             return
         curved = final or self._pace.has_curvature(step)
-        found = self._sampler.take(trainer, pl_module, before, has_curvature=curved, logged=logged)
+        found = self.sampler.take(trainer, pl_module, before, has_curvature=curved, logged=logged)
         self.evidence.points.extend([] if found is None else [found.point])
         if found is not None and not final:
             self._next.add(NextGradients(len(self.evidence.points) - 1, found.params, found.gradient, found.direction))
@@ -243,7 +243,7 @@ class Recorder:
 
     def _thin_out(self, trainer: Trainer) -> None:
         # Without samples, as in manual optimization, ranks may differ in their steps.
-        self.read(trainer if self._sampler.is_on else None)
+        self.read(trainer if self.sampler.is_on else None)
         points = self.evidence.points
         if self._pace.grow(len(points)):
             points[:] = [p for p in points if self._pace.is_due(p.step)]

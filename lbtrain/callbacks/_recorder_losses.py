@@ -44,6 +44,26 @@ class StepLosses:
             loss = loss.detach() if loss.requires_grad else loss
             self._window.append(loss.reshape(()) if loss.ndim else loss)
 
+    def take(self, outputs: Any, rate: float | Tensor) -> bool:
+        """Take in a step of one batch as it nearly always comes: what `see` and `close` do, in one call.
+
+        Args:
+            outputs: What `on_train_batch_end` was given.
+            rate: Of the first parameter group in this step.
+
+        Returns:
+            Whether it was taken in; else that is for the others to do.
+        """
+        loss = outputs.get("loss") if type(outputs) is dict else None
+        if not isinstance(loss, Tensor) or loss.ndim or loss.requires_grad or type(rate) is not float or self._window:
+            return False
+        if len(self._loose) + 1 >= _PACK:
+            return False
+        self._loose.append(loss)
+        self._rates.append(rate)
+        self._is_missing.append(False)
+        return True
+
     def gradient_factor(self, accumulate: int) -> float:
         """Return what makes the gradient before a step that of the mean loss over the step's batches.
 

@@ -7,8 +7,9 @@ from lbtrain._lightning import EarlyStopping, Trainer
 from lbtrain.callbacks._trainer import steps_per_epoch
 from lbtrain.callbacks.target import TargetReached
 
-# A choice: a curve of 20 points shows a level, a rise and where it began, and 20 looks cost little beside a run.
-_SAMPLES = 20
+# A choice: a curve of so many points shows a level, a rise and where it began. These looks are half of what a diagnosis
+# of 3,000 steps at batch 64 costs (docs/diagnostics.md, Cost).
+SAMPLES = 14
 # Where the end is not known: a choice that gives as many samples within the first 200 steps.
 _FIRST_INTERVAL = 10
 # Of a sample's interval: weights enter the running mean that many times.
@@ -19,7 +20,7 @@ class Pace:
     """Choose the steps to sample at.
 
     Args:
-        every_n_steps: Sample after each n-th optimizer step; None for 20 samples over the run.
+        every_n_steps: Sample after each n-th optimizer step; None for 14 samples over the run.
         curvature_every: Samples from one with curvature to the next.
 
     Raises:
@@ -27,7 +28,7 @@ class Pace:
     """
 
     def __init__(self, every_n_steps: int | None, curvature_every: int) -> None:
-        _check_count("every_n_steps", every_n_steps, "None for 20 samples over the run")
+        _check_count("every_n_steps", every_n_steps, "None for 14 samples over the run")
         _check_count("curvature_every", curvature_every, "5 to measure curvature at every fifth sample")
         self._asked, self._curvature_every = every_n_steps, curvature_every
         self.interval, self._grows = every_n_steps or _FIRST_INTERVAL, False
@@ -41,7 +42,7 @@ class Pace:
         if self._asked is not None:
             return
         length = _length(trainer)
-        whole = max(1, math.ceil(length / _SAMPLES)) if length is not None else None
+        whole = max(1, math.ceil(length / SAMPLES)) if length is not None else None
         self._grows = whole is None or _may_stop_early(trainer)
         if whole is None:
             return
@@ -57,11 +58,20 @@ class Pace:
         return step % (self.interval * self._curvature_every) == 0
 
     def is_mean_due(self, step: int) -> bool:
-        """Return whether the weights after this many optimizer steps enter their running mean.
+        """Return whether the weights after this many optimizer steps enter their running mean."""
+        return step % self._between_means == 0
 
-        The steps from one to the next are odd in number, so that weights which jump to and fro enter from both sides.
-        """
-        return step % (max(1, self.interval // _MEANS) // 2 * 2 + 1) == 0 if self.interval >= 2 * _MEANS else True
+    def quiet(self, step: int) -> int:
+        """Return how many optimizer steps follow this one before something is due at or behind one."""
+        return min(
+            self.interval - step % self.interval - 2,  # what stands before the step of a sample is kept, too
+            self._between_means - step % self._between_means - 1,
+        )
+
+    @property
+    def _between_means(self) -> int:
+        """Steps from one to the next; odd, so that weights which jump to and fro enter from both sides."""
+        return max(1, self.interval // _MEANS) // 2 * 2 + 1 if self.interval >= 2 * _MEANS else 1
 
     def grow(self, samples: int) -> bool:
         """Double the interval of a run of unknown length that has twice as many samples as it should.
@@ -72,7 +82,7 @@ class Pace:
         Returns:
             Whether it was doubled; the samples between the steps of the new interval are then to be dropped.
         """
-        if not self._grows or samples < 2 * _SAMPLES:
+        if not self._grows or samples < 2 * SAMPLES:
             return False
         self.interval *= 2
         return True

@@ -71,7 +71,7 @@ def evaluation_size(trainer: Trainer, pl_module: LightningModule, num_samples: i
     """
     batches = measured_batches(trainer, pl_module, num_samples, None, seed)
     held = batch_size(batches[0]) if batches else None
-    if held is None or _reduction(trainer) not in {"mean", "sum"}:
+    if held is None or held >= num_samples or _reduction(trainer) not in {"mean", "sum"}:
         return None
     tensors = _tensors(batches[0])
     if tensors is None or not all(t.is_floating_point() or t.numel() == held for t in tensors):

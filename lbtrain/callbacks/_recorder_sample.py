@@ -20,11 +20,10 @@ from lbtrain.callbacks._recorder_curvature import TopEigenvalue
 from lbtrain.callbacks._recorder_flow import flow_by_layer
 from lbtrain.callbacks._recorder_mean import WeightMean
 from lbtrain.callbacks._recorder_run import evaluation_size, has_mean_gradients, rate_of
-from lbtrain.callbacks._unit_watch import UnitWatch, unit_watch
+from lbtrain.callbacks._unit_watch import UnitWatch
+from lbtrain.functional.operator import HessianOperator
 from lbtrain.functional.vectors import norm, unflatten
 
-# Of a larger subset, for Hessian products: a choice that bounds their cost, where a few percent of error do no harm.
-_CURVATURE_SAMPLES = 128
 # For graphs that are kept between the products of one sample: a choice, a quarter of HessianSpectrum's.
 _GRAPH_MEMORY_MB = 256
 
@@ -133,16 +132,16 @@ class Sampler:
     def _look(
         self, trainer: Trainer, pl_module: LightningModule, before: Mapping[int, Tensor], *, has_curvature: bool
     ) -> Sample:
-        with mean_training_loss(trainer, pl_module, **self._data) as loss:
-            with unit_watch(pl_module) as watch:
-                value, gradient = loss.value_and_gradient()
-            self.num_evaluations += 1
-            params, pieces = loss.params, unflatten(gradient, loss.params)
-        units = self._units(trainer, watch)
+        watch, is_curved = UnitWatch(pl_module), has_curvature and "curvature" not in self.left_out
+        options = {**self._data, "graph_memory_mb": _GRAPH_MEMORY_MB if is_curved else 0.0, "around": watch.during}
         named = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
-        size = float(norm(pieces))
-        is_finite = math.isfinite(value) and math.isfinite(size)
-        top, edge = self._curvature(trainer, pl_module, named) if has_curvature and is_finite else (None, None)
+        with mean_training_loss(trainer, pl_module, **options) as loss:
+            value, gradient = self._slope(loss, is_curved=is_curved)
+            params, pieces = loss.params, unflatten(gradient, loss.params)
+            size = float(norm(pieces))
+            is_finite = math.isfinite(value) and math.isfinite(size)
+            top, edge = self._curvature(trainer, loss, gradient, named) if is_curved and is_finite else (None, None)
+        units = units_of(trainer, watch)
 
         def put_together() -> Sample:
             point = Point(
@@ -160,25 +159,24 @@ class Sampler:
 
         return together(trainer, put_together)
 
-    @staticmethod
-    def _units(trainer: Trainer, watch: UnitWatch) -> dict[str, Units]:
-        """Return the units as all ranks have seen them."""
-        several: dict[str, Any] = {"all_reduce": partial(sum_over_ranks, trainer), "gather": gather_texts}
-        return watch.units(**several if trainer.world_size > 1 else {})
+    def _slope(self, loss: HessianOperator, *, is_curved: bool) -> tuple[float, Tensor]:
+        """Return the mean loss and its gradient, where products follow from the graphs that these will use."""
+        self.num_evaluations += 1
+        if is_curved:
+            with self._forgiving("curvature"):
+                return loss.slope()
+        return loss.value_and_gradient()
 
     def _curvature(
-        self, trainer: Trainer, pl_module: LightningModule, named: Sequence[tuple[str, Tensor]]
+        self, trainer: Trainer, loss: HessianOperator, gradient: Tensor, named: Sequence[tuple[str, Tensor]]
     ) -> tuple[float | None, float | None]:
-        """Return the largest eigenvalue and the stability on part of the subset, None where they are not known."""
+        """Return the largest eigenvalue and the stability, None where they are not known."""
         found: tuple[float | None, float | None] = (None, None)
-        if "curvature" in self.left_out:
-            return found
-        data = {**self._data, "num_samples": min(_CURVATURE_SAMPLES, self._data["num_samples"])}
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
-        options = {**data, "graph_memory_mb": _GRAPH_MEMORY_MB}
-        with self._forgiving("curvature"), mean_training_loss(trainer, pl_module, **options) as loss:
-            found = self._top.measure(loss, optimizer, [(name, p.shape) for name, p in named])
-            self.num_evaluations += loss.num_matvecs
+        if "curvature" not in self.left_out:
+            with self._forgiving("curvature"):
+                found = self._top.measure(loss, gradient, optimizer, [(name, p.shape) for name, p in named])
+                self.num_evaluations += loss.num_matvecs
         # Left out on one rank, it is left out on all: products are sums over ranks.
         if agreed(trainer, "curvature" in self.left_out):
             self.left_out.setdefault("curvature", "another rank failed")
@@ -222,3 +220,17 @@ class Sampler:
             is_own = isinstance(error, MisconfigurationException)
             self.left_out[what] = str(error) if is_own else f"it failed with {type(error).__name__}"
             rank_zero_warn(f"the diagnosis goes on without {what}: {type(error).__name__}: {error}")
+
+
+def units_of(trainer: Trainer, watch: UnitWatch) -> dict[str, Units]:
+    """Return the units as all ranks have seen them; all of them must ask.
+
+    Args:
+        trainer: The Trainer.
+        watch: Of this rank.
+
+    Returns:
+        Units by layer.
+    """
+    several: dict[str, Any] = {"all_reduce": partial(sum_over_ranks, trainer), "gather": gather_texts}
+    return watch.units(**several if trainer.world_size > 1 else {})

@@ -17,11 +17,22 @@ from lbtrain.functional._histogram import histogram
 from lbtrain.functional.activity import UnitActivity, unit_activity
 from lbtrain.functional.ranks import AllReduce, Gather
 
+# Calls of half an evaluation whose results are no values that a layer could read.
+_VALUELESS = frozenset({
+    "_set_grad_enabled",
+    "__bool__",
+    "__len__",
+    "numel",
+    "size",
+    "dim",
+    "isnan",
+    "any",
+    "__eq__",
+    "ne",
+})
 
-@contextmanager
-def unit_watch(
-    pl_module: nn.Module, *, derivative_share: float = 0.05, sample_share: float = 0.95
-) -> Iterator["UnitWatch"]:
+
+class UnitWatch:
     """Watch every activation of a module, called as a module or as a function, for what its units do.
 
     Values are followed through torch's functions, so that an activation is known by the layer whose units it takes,
@@ -30,33 +41,33 @@ def unit_watch(
     where there is one, there are no units.
 
     Args:
-        pl_module: The module; nothing is attached to it.
+        module: The module; nothing is attached to it.
         derivative_share: As `unit_activity` has it.
         sample_share: As `UnitActivity.dead_and_saturated` has it.
-
-    Yields:
-        The watch, to be asked for `units` at the end; all evaluations inside the context count together.
-    """
-    watch = UnitWatch(pl_module, derivative_share, sample_share)
-    if any(_is_compiled(module) for module in pl_module.modules()):
-        yield watch
-        return
-    with _Functions(watch):
-        yield watch
-
-
-class UnitWatch:
-    """What has been seen of the units so far.
-
-    Args:
-        module: Whose layers' units are watched.
-        derivative_share: What counts as no derivative.
-        sample_share: Of the samples on which a saturated unit has none.
     """
 
-    def __init__(self, module: nn.Module, derivative_share: float, sample_share: float) -> None:
+    def __init__(self, module: nn.Module, *, derivative_share: float = 0.05, sample_share: float = 0.95) -> None:
         self.sources, self._seen = Sources(module), dict[Key, UnitActivity]()
         self._derivative_share, self._sample_share = derivative_share, sample_share
+        self._is_blind = any(_is_compiled(part) for part in module.modules())
+        self._batches: set[int] = set()
+
+    @contextmanager
+    def during(self, batch: int = 0) -> Iterator[None]:
+        """Watch an evaluation; all of them count together, but one of a batch that was seen already.
+
+        Args:
+            batch: Its number.
+
+        Yields:
+            Nothing.
+        """
+        if self._is_blind or batch in self._batches:
+            yield
+            return
+        self._batches.add(batch)
+        with _Functions(self):
+            yield
 
     def units(self, *, all_reduce: AllReduce | None = None, gather: Gather | None = None) -> dict[str, Units]:
         """Return the units of each hidden layer, in the order in which the layers ran.
@@ -118,6 +129,8 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if torch.compiler.is_compiling():  # a function that is no module: its graph must not hold what follows
+            return func(*args, **kwargs)
+        if name in _VALUELESS:
             return func(*args, **kwargs)
         activation = kind_of(name, args, kwargs)
         inputs = _first(args, kwargs)

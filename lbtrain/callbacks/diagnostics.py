@@ -22,7 +22,7 @@ class OptimizationDiagnostics(Callback):
     """Diagnose a training: what is wrong, since when, by which numbers, and what helps.
 
     At the first batch: whether gradients are those of the loss, whether units are symmetric, whether inputs, labels and
-    the loss's reduction are fit for training. While training, at 20 samples over the run: loss, gradient, units and
+    the loss's reduction are fit for training. While training, at 14 samples over the run: loss, gradient, units and
     curvature on a fixed subset of the training data, in eval mode. When training ends, also by an error or an
     interruption: instability, oscillations, fluctuations, slow progress, dead and saturated units, plateaus, saddles
     and more, from what was recorded; the spectrum is measured only where much of the loss is left.
@@ -34,7 +34,7 @@ class OptimizationDiagnostics(Callback):
 
     Args:
         num_samples: Training samples of the fixed subset, drawn by seed; at least 16.
-        every_n_steps: Sample after each n-th optimizer step; None for 20 samples over the run.
+        every_n_steps: Sample after each n-th optimizer step; None for 14 samples over the run.
         curvature_every: Samples from one with the largest Hessian eigenvalue to the next.
         checks: Which to make, by name: False leaves one out, those that are not named are made. None for all.
         thresholds: By check, values by argument of the functions that judge (`lbtrain.functional`).
@@ -51,7 +51,7 @@ class OptimizationDiagnostics(Callback):
 
     def __init__(
         self,
-        num_samples: int = 128,
+        num_samples: int = 64,
         every_n_steps: int | None = None,
         curvature_every: int = 5,
         checks: Mapping[str, bool] | None = None,
@@ -95,13 +95,13 @@ class OptimizationDiagnostics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Look at the gradient."""
-        self._run.before_step(trainer, pl_module)
+        self._run.recorder.before_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the loss, and what a sample sees."""
-        self._run.after_batch(trainer, pl_module, outputs)
+        self._run.recorder.after_batch(trainer, pl_module, outputs)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Diagnose, print and publish."""

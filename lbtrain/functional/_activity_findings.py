@@ -88,12 +88,13 @@ def _worst(
         return None
     layer = max(bad, key=lambda name: shares[name])
     last, since = history[layer][-1][1], _since((s, share_of(n) >= threshold) for s, n in history[layer])
-    count = round(shares[layer] * last.units)
+    count, then = (round(share_of(n) * last.units) for n in (last, dict(history[layer])[since]))
     others = f"; {len(bad) - 1} other {'layer' if len(bad) == 2 else 'layers'} likewise" if len(bad) > 1 else ""
     when = f"since step {since}" if since else "from the start"
+    when = f", {then} of them {when}" if then < count else f" {when}"
     verb = "is" if last.units == 1 else "are"
     where = f"{samples} samples" if word == "dead" else f"nearly all of {samples} samples"
-    words = f"layer {layer}: {count} of {last.units} {last.kind} units {verb} {word} on {where} {when}{others}"
+    words = f"layer {layer}: {count} of {last.units} {last.kind} units {verb} {word} on {where}{when}{others}"
     numbers = {"units": last.units, "dead": last.dead, "saturated": last.saturated}
     numbers |= {"samples": samples, "layers": len(bad)}
     remedies = dead_remedies(since, rate) if word == "dead" else saturated_remedies(since, rate)

@@ -23,13 +23,22 @@ class Run:
         max_matvecs: Largest number of products but those for the trace.
         trace_probes: Products for the trace.
         watch: Called after each product.
+        confirm: Whether the residual of the largest eigenvalue is measured.
     """
 
     def __init__(
-        self, search: Search, probes: Probes, max_matvecs: int, trace_probes: int, watch: Watch | None
+        self,
+        search: Search,
+        probes: Probes,
+        max_matvecs: int,
+        trace_probes: int,
+        watch: Watch | None,
+        *,
+        confirm: bool,
     ) -> None:
         self.search, self.basis, self.probes = search, search.basis, probes
         self.max_matvecs, self.trace_probes, self.watch = max_matvecs, trace_probes, watch
+        self.confirm, self._limit = confirm, max_matvecs - confirm
         self.spent = 0
         self.residual = 0.0
         self.trace: TraceEstimate | None = None
@@ -40,7 +49,8 @@ class Run:
             if not self._solve():
                 nan, k = math.nan, self.search.top_k
                 return Spectrum((nan,) * k, (nan,) * k, nan, nan, False, self.spent)
-            self._measure_residual()
+            if self.confirm:
+                self._measure_residual()
             if self.trace_probes:
                 self._probe_complement()
         except Interrupted:
@@ -54,14 +64,14 @@ class Run:
             Whether all products were finite.
         """
         search, basis = self.search, self.basis
-        while not search.settled and self.spent < self.max_matvecs - 1:
+        while not search.settled and self.spent < self._limit:
             if basis.full:
                 search.make_room()
             is_finite = basis.step(self.probes.matvec)
             self.spent += 1
             if not is_finite:
                 return False
-            is_last = self.spent == self.max_matvecs - 1
+            is_last = self.spent == self._limit
             verdict = search.look() if search.is_due() or is_last else "go on"
             self._tell(search.stage, search.worst)
             if verdict in {"restart", "remainder"} and not is_last:

@@ -17,7 +17,7 @@ def instability_finding(
     material: float = 0.1,
     spike: float = 1.5,
     recovered: float = 0.8,
-    learned: float = 0.25,
+    learned: float = 0.2,
     outlier: float = 8.0,
     target: float = 0.5,
     warmable: float = 3.0,

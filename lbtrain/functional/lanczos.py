@@ -34,6 +34,7 @@ def lanczos(
     keep_vectors: bool = False,
     smallest: bool = True,
     repeated: bool = True,
+    confirm: bool = True,
     trace_probes: int = 0,
     memory_bytes: int | None = None,
     space: Space = WHOLE,
@@ -44,7 +45,7 @@ def lanczos(
     Stops when ``||H x - theta x|| <= tol * max|theta|`` for all of them. One start meets each repeated eigenvalue only
     once; for ``top_k > 1`` further random starts in the complement of what is known go on until the chance that a
     repeated one above the k-th (by more than the tolerance) was overlooked is below 1e-3, or until the largest value of
-    the complement has converged below it. One product at the end measures the residual of the largest eigenvalue.
+    the complement has converged below it. One more product, if asked for, measures the residual of the largest value.
 
     The trace is ``tr(Q H Q')``, which the basis ``Q`` of the run knows, plus the mean of ``x'H x`` over random signs
     ``x`` projected to the complement of ``Q``; ``||H||_F^2`` is ``||Q H Q'||_F^2`` plus the mean of
@@ -67,6 +68,8 @@ def lanczos(
         keep_vectors: Whether to return the eigenvectors.
         smallest: Whether ``lambda_min`` must meet the tolerance too; it is reported with its residual anyway.
         repeated: Whether to look for repeated eigenvalues; without, a repeated one may count only once.
+        confirm: Whether to spend a product on the residual of the largest eigenvalue; without, its residual is the
+            bound of the projected problem, which does not know the noise of products.
         trace_probes: Random vectors for the trace, one product each; 0 leaves it out.
         memory_bytes: Bound on the memory of the basis, bytes, reserved at once; None for as much as ``max_matvecs``
             needs. Where it is reached the basis is compressed to the pairs looked for and some next to them, which
@@ -94,7 +97,7 @@ def lanczos(
     total = space.dimension(dim)
     _check_arguments(total, top_k, tol, max_matvecs, trace_probes)
     size = torch.empty((), dtype=dtype).element_size() * space.largest(dim)
-    unbounded = min(max_matvecs - 1, total)
+    unbounded = min(max_matvecs - confirm, total)
     rows = _rows(memory_bytes, size, top_k, unbounded)
     basis = KrylovBasis(dim, rows, dtype, device, space, reserve=memory_bytes is not None)
     search = Search(
@@ -108,7 +111,7 @@ def lanczos(
     )
     probes = Probes(matvec, dim, generator, dtype, device, space)
     basis.begin(probes.normals() if start is None else _joined(start, dim, space))
-    return Run(search, probes, max_matvecs, trace_probes, watch).finish(keep_vectors)
+    return Run(search, probes, max_matvecs, trace_probes, watch, confirm=confirm).finish(keep_vectors)
 
 
 def _check_arguments(dim: int, top_k: int, tol: float, max_matvecs: int, trace_probes: int) -> None:

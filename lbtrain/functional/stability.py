@@ -79,6 +79,7 @@ def stability(
     start: Tensor | None = None,
     watch: Watch | None = None,
     space: Space = WHOLE,
+    confirm: bool = True,
 ) -> Stability:
     """Return ``lambda_max(S^1/2 (H + diag(wd)) S^1/2)``: 1 at the edge of stability, ``lr lambda_max / 2`` for SGD.
 
@@ -93,6 +94,7 @@ def stability(
         start: First start vector, shape ``(n,)``, such as ``.vector`` of an earlier result; None draws it.
         watch: Called after each product.
         space: How inner products are taken; a ``ShardedSpace`` if each process holds a part of every vector.
+        confirm: Whether to spend a product on the residual, as ``lanczos`` has it.
 
     Returns:
         The value without unit, its residual, the law in words and the products spent; NaN with the reason if unknown.
@@ -126,6 +128,7 @@ def stability(
         smallest=False,
         watch=watch,
         space=space,
+        confirm=confirm,
     )
     value, edge = found.lambda_max, _preconditioned_edge(optimizer, params)
     vector = None if found.vectors is None else found.vectors[:, 0].contiguous()

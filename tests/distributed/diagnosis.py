@@ -59,7 +59,7 @@ def planted(fault):
     run = doctor._run
     return {
         "steps": trainer.global_step,
-        "left_out": run._recorder.left_out | run._missing,
+        "left_out": run.recorder.sampler.left_out | run._missing,
         "seen": len(run.evidence.points),
     }
 

@@ -31,7 +31,7 @@ class Recording(Callback):
             self.recorder.start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.recorder.before_step(trainer, pl_module)
+        self.recorder.before_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.recorder.after_batch(trainer, pl_module, outputs)

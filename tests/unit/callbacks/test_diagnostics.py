@@ -52,6 +52,20 @@ def test_a_relu_layer_that_never_fires_is_dead_first_and_the_table_says_so(capsy
     assert "remedy" in out
 
 
+@pytest.mark.parametrize("others", [0, 8])
+def test_units_that_are_silent_on_the_subset_alone_are_none(others):
+    # Of 640 samples 8 lie so far out that each of them wakes units; a subset of 16 has next to none of these.
+    loader = clusters(640)
+    loader.dataset.tensors[0][:others] *= 100.0
+    doctor = diagnosed(Classifier(bias=-30.0, lr=1e-6), loader, num_samples=16, max_epochs=2, checks={"inputs": False})
+    dead = [finding for finding in doctor.result.findings if finding.problem == "dead units"]
+    if others:
+        assert not dead
+    else:
+        assert "16 of 16 relu units are dead on 640 samples from the start" in dead[0].evidence
+        assert dead[0].numbers["samples"] == 640
+
+
 def test_a_rate_far_too_high_is_unstable_and_the_remedy_is_in_the_run_s_own_keys(tmp_path, capsys):
     module = Classifier(optimizer=lambda p: torch.optim.SGD(p, lr=30.0, momentum=0.9))
     doctor = diagnosed(module, keys={"lr": "optimizer.lr"}, where=tmp_path)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from lbtrain.callbacks._unit_watch import unit_watch
+from lbtrain.callbacks._unit_watch import UnitWatch
 from tests.problems import generator
 
 
@@ -19,7 +19,7 @@ def data(*shape):
 
 
 def seen(module, *batches, **options):
-    with unit_watch(module) as watch:
+    with (watch := UnitWatch(module)).during():
         for batch in batches:
             module(batch)
     return watch.units(**options)
@@ -238,7 +238,7 @@ def test_a_watched_pass_gives_the_same_values_and_gradients_bit_for_bit():
     plain = net(x).square().mean()
     expected = torch.autograd.grad(plain, list(net.parameters()))
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
-    with unit_watch(net) as watch:
+    with (watch := UnitWatch(net)).during():
         loss = net(x).square().mean()
         found = torch.autograd.grad(loss, list(net.parameters()))
     assert torch.equal(loss, plain)
@@ -253,14 +253,14 @@ def test_it_works_without_gradients_in_lower_precision_and_under_checkpointing()
         assert told(seen(net, data(8, 4))) == {"0": ("relu", 4, 4, 0)}
     assert told(seen(net.to(torch.bfloat16), data(8, 4).to(torch.bfloat16))) == {"0": ("relu", 4, 4, 0)}
     net = net.float()
-    with unit_watch(net) as watch:
+    with (watch := UnitWatch(net)).during():
         checkpoint(net, data(8, 4), use_reentrant=False).sum().backward()
     assert told(watch.units()) == {"0": ("relu", 4, 4, 0)}
 
 
 def test_under_vmap_there_is_nothing_to_count_and_nothing_fails():
     net = nn.Sequential(linear(4), nn.ReLU(), linear(4))
-    with unit_watch(net) as watch:
+    with (watch := UnitWatch(net)).during():
         torch.func.vmap(net)(data(8, 3, 4))
     assert watch.units() == {}
 
@@ -278,7 +278,7 @@ def test_compiled_modules_are_not_looked_into(how):
         inner.forward = torch.compile(inner.forward, backend="eager")
     net, x = nn.Sequential(inner, nn.ReLU(), linear(4)), data(8, 4)
     expected = net(x)
-    with unit_watch(net) as watch:
+    with (watch := UnitWatch(net)).during():
         assert torch.equal(net(x), expected)
     assert watch.units() == {}
 
@@ -291,7 +291,7 @@ def test_an_error_in_the_network_comes_out_and_the_watch_is_gone():
     with pytest.raises(RuntimeError, match="in forward"):
         seen(net, data(2, 4))
     watched = nn.Sequential(linear(4), nn.ReLU(), linear(4))
-    with unit_watch(watched) as watch:
+    with (watch := UnitWatch(watched)).during():
         pass
     watched(data(2, 4))
     assert watch.units() == {}
@@ -301,7 +301,7 @@ def test_ranks_count_together_also_those_that_saw_nothing():
     net = nn.Sequential(linear(3), nn.ReLU(), linear(3))
     watches = []
     for x in (torch.tensor([[1.0, -1.0, -1.0]]), torch.tensor([[-1.0, 1.0, -1.0]]), None):
-        with unit_watch(net) as watch:
+        with (watch := UnitWatch(net)).during():
             if x is not None:
                 net(x)
         watches.append(watch)
@@ -358,6 +358,6 @@ def test_a_compiled_function_is_compiled_once_more_and_no_further():
     call, x = torch.compile(lambda x: net(x).sum(), backend=backend), data(8, 4)
     expected = call(x)
     for _ in range(3):
-        with unit_watch(net):
+        with UnitWatch(net).during():
             assert torch.equal(call(x), expected)
     assert len(graphs) <= 2

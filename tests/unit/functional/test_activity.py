@@ -229,7 +229,7 @@ def test_dead_units_are_named_with_layer_numbers_and_step():
     (finding,) = activity_findings(history, 256, rate=0.4)
     assert finding.problem == "dead units"
     assert finding.evidence == (
-        "layer conv2: 61 of 64 relu units are dead on 256 samples since step 20; 1 other layer likewise"
+        "layer conv2: 61 of 64 relu units are dead on 256 samples, 52 of them since step 20; 1 other layer likewise"
     )
     assert finding.since == 20
     assert finding.severity == pytest.approx(61 / 64 / 0.8)

@@ -41,6 +41,20 @@ def moved(A, share, seed=3):
     return A + share * E * float(torch.linalg.matrix_norm(A, 2) / torch.linalg.matrix_norm(E, 2))
 
 
+# -- the last product
+
+
+@pytest.mark.parametrize("most", [2, 6, 300])
+def test_an_eigenvalue_that_is_not_confirmed_is_the_same_for_a_product_less(most):
+    confirmed = spectrum(MIXED, tol=1e-2, max_matvecs=most + 1, keep_vectors=True)
+    found = spectrum(MIXED, tol=1e-2, max_matvecs=most, keep_vectors=True, confirm=False)
+    assert found.eigenvalues == confirmed.eigenvalues
+    assert torch.equal(found.vectors, confirmed.vectors)
+    assert found.num_matvecs == confirmed.num_matvecs - 1 <= most
+    # In exact products the measured residual is the bound of the projected problem.
+    assert found.residuals == pytest.approx(confirmed.residuals, rel=1e-6)
+
+
 # -- trace
 
 
