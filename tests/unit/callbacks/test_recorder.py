@@ -68,7 +68,7 @@ def test_more_steps_than_are_kept_loose_come_back_in_order():
     ("options", "training", "expected"),
     [
         ({}, {"max_epochs": 1}, list(range(7))),
-        ({}, {"max_epochs": 10}, [*range(0, 60, 5), 60]),
+        ({}, {"max_epochs": 10}, list(range(0, 61, 5))),
         ({}, {"max_epochs": 10, "max_steps": 41}, [*range(0, 41, 3), 41]),
         ({"every_n_steps": 4}, {"max_epochs": 2}, [0, 4, 8, 12]),
         ({"every_n_steps": 5}, {"max_epochs": 2, "accumulate_grad_batches": 4}, [0, 4]),
