@@ -11,7 +11,7 @@ from lbtrain.functional.operator import HessianOperator
 from lbtrain.functional.stability import stability
 
 # Residual in units of the eigenvalue. A choice: over 40 measurements in 11 runs of the gallery the eigenvalues were
-# then 1.2 % too low on average, at worst 13 %, in 3.0 products each. At 0.15 it takes 2.7; at 0.175 some miss half.
+# then 1.2 % too low on average, at worst 13 %, in 3.0 products each. At 0.15 it takes 2.7; at 0.175 one missed half.
 _TOL = 0.1
 # Products at the most: choices. None is spent on confirming the residual.
 _COLD, _WARM = 7, 5
