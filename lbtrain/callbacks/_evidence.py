@@ -48,7 +48,7 @@ class Point:
     rate: float
     """Learning rate of the first parameter group at this step."""
     lambda_max: float | None = None
-    """Largest Hessian eigenvalue on part of the subset; None where it was not measured."""
+    """Largest Hessian eigenvalue on the fixed subset; None where it was not measured."""
     stability: float | None = None
     """1 at the edge of stability of this optimizer: rate * lambda_max / 2 for plain gradient descent."""
     projections: tuple[float, ...] = ()

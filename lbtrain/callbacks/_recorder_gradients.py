@@ -10,7 +10,7 @@ from lbtrain.callbacks._evidence import Evidence
 from lbtrain.callbacks._noise_norms import wide
 from lbtrain.functional.vectors import dot
 
-# A choice: 44 pairs in a run, which tell a correlation of -0.3 from none; 28 pairs do not (two standard errors).
+# A choice: 45 pairs in a run, which tell a correlation of -0.3 from none; 28 pairs do not (two standard errors).
 STEPS = 16
 
 
