@@ -128,7 +128,7 @@ def timed(name: str) -> Callable[..., None]:
 
 
 for name in vars(OptimizationDiagnostics):
-    if name.startswith("on_") or name in ("setup", "teardown"):
+    if callable(getattr(OptimizationDiagnostics, name)) and (name.startswith("on_") or name in ("setup", "teardown")):
         setattr(Timed, name, timed(name))
 
 

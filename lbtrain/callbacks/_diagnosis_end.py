@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lbtrain.callbacks._agreement import together
 from lbtrain.callbacks._diagnosis_ledger import Ledger, LeftOut, over_ranks
 from lbtrain.callbacks._diagnosis_scene import Scene
+from lbtrain.callbacks._evidence import LEFT
 from lbtrain.callbacks._frozen_data import seeded
 from lbtrain.callbacks._recorder_run import evaluation_size
 from lbtrain.callbacks._traceless import traceless
@@ -22,9 +23,6 @@ from lbtrain.functional.results import Spectrum
 from lbtrain.functional.training_curve import Curve, share_left
 from lbtrain.functional.vectors import norm
 
-# Share of the first loss that must be left at the end for the spectrum to be asked for: a choice, below those of all
-# checks that look at it. A run that has learned more stands at no saddle and on no plateau.
-_LEFT = 0.25
 # Share above which a run has diverged, and its surroundings say nothing of where it learned: a choice.
 _GROWN = 2.0
 # Relative residual of both ends, and products for them at the most: choices. Signs and orders of magnitude are asked
@@ -58,7 +56,7 @@ def is_asked_for(curve: Curve) -> bool:
     Returns:
         Whether much of the first loss is left, all losses being numbers and none far above it.
     """
-    return bool(curve.levels) and curve.finite and _LEFT <= share_left(curve) <= _GROWN
+    return bool(curve.levels) and curve.finite and LEFT <= share_left(curve) <= _GROWN
 
 
 def look_around(scene: Scene) -> EndPoint:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from lbtrain._lightning import Trainer
+from lbtrain.callbacks._agreement import agreed
 from lbtrain.callbacks._batch import batch_size, select
 from lbtrain.callbacks._diagnosis_checks import Limits, given
 from lbtrain.callbacks._diagnosis_ledger import Ledger, LeftOut, Verdict, over_ranks
@@ -53,11 +54,14 @@ def examine_start(scene: Scene, checks: Sequence[str], limits: Mapping[str, Limi
         return made
     if "reduction" in mine:  # first of all, since every mean over samples needs to know it
         made.judge("reduction", lambda: check_reduction(scene, limits["reduction"]))
-    if {"symmetries", "data", "inputs"} & {*mine}:  # before the rest, since all ranks take this gradient together
+    clear = [name for name in mine if name in _AT_FIRST_SIGHT and not _is_suspect(scene, name, limits[name])]
+    made.found |= dict.fromkeys(clear, ())
+    asking = (_AT_FIRST_SIGHT.keys() & {*mine}) - {*clear}
+    if agreed(scene.trainer, bool(asking)):  # before the rest, since all ranks take this gradient together
         slopes = Ledger()
         slopes.judge("symmetries", scene.take_slopes)
-        slopes.found.clear()
-        made.take(slopes)
+        if "symmetries" in slopes.left_out and "symmetries" in asking:
+            made.take(slopes)
     for name in mine:
         if name not in made.left_out and name not in made.found:
             made.judge(name, lambda exam=EXAMS[name], own=limits[name]: exam(scene, own))
@@ -68,6 +72,10 @@ def find_invalid(scene: Scene, limits: Limits) -> Verdict:
     """Return which values of the first batch and the fixed subset are not finite, if the loss is not."""
     if scene.loss is not None and math.isfinite(scene.loss):
         return None  # then values that are missing are meant to be
+    return _invalid(scene)
+
+
+def _invalid(scene: Scene) -> Finding | None:
     first, subset = InvalidValues("the first batch"), InvalidValues("the fixed subset", step=0)
     first.add(named_tensors(scene.batch))
     for batch in scene.subset_batches():
@@ -108,16 +116,18 @@ def check_reduction(scene: Scene, limits: Limits) -> Verdict:
 def check_inputs(scene: Scene, limits: Limits) -> Verdict:
     """Return which columns of the inputs have unfit means and spreads, unless the network sees to that."""
     inputs = scene.inputs()
-    if inputs is None or scene.first.is_normalized:
-        return None  # tokens, say: there is nothing to standardize
     found, reached = _scaled(inputs, limits), scene.first.inputs
-    if found is None or reached is None or len(reached) < len(inputs) or not reached.is_floating_point():
+    if inputs is None or found is None or scene.first.is_normalized:
+        return None
+    if reached is None or len(reached) < len(inputs) or not reached.is_floating_point():
         return found
     # What the code before the first weights has standardized is fine there, or comes in other columns.
     return found if _scaled(reached, limits) is not None else None
 
 
-def _scaled(inputs: Tensor, limits: Limits) -> Finding | None:
+def _scaled(inputs: Tensor | None, limits: Limits) -> Finding | None:
+    if inputs is None:
+        return None  # tokens, say: there is nothing to standardize
     scales = feature_scales(inputs, **given(feature_scales, limits))
     return feature_finding(scales, **given(feature_finding, limits))
 
@@ -133,9 +143,13 @@ def check_labels(scene: Scene, limits: Limits) -> Verdict:
 
 def check_symmetries(scene: Scene, limits: Limits) -> Verdict:
     """Return which units are equal and stay so."""
-    weights = {name: p.detach() for name, p in scene.weights.items()}
-    found = symmetries(weights, scene.slopes, **given(symmetries, limits))
+    found = symmetries(scene.weights, scene.slopes, **given(symmetries, limits))
     return symmetry_finding(found, **given(symmetry_finding, limits))
+
+
+def _has_twins(scene: Scene, limits: Limits) -> bool:
+    found = symmetries(scene.weights, **given(symmetries, limits))
+    return bool(found.groups or found.zeros)
 
 
 EXAMS: dict[str, Callable[[Scene, Limits], Verdict]] = {
@@ -146,6 +160,23 @@ EXAMS: dict[str, Callable[[Scene, Limits], Verdict]] = {
     "labels": check_labels,
     "symmetries": check_symmetries,
 }
+
+
+# Checks that look at the loss and the gradient on the subset only where something is to be seen without them, which
+# few runs have.
+_AT_FIRST_SIGHT: dict[str, Callable[[Scene, Limits], bool]] = {
+    "data": lambda scene, limits: _invalid(scene) is not None,
+    "inputs": lambda scene, limits: _scaled(scene.inputs(), limits) is not None,
+    "symmetries": _has_twins,
+}
+
+
+def _is_suspect(scene: Scene, check: str, limits: Limits) -> bool:
+    """Return whether there is something for a check to look into; also where that cannot be told."""
+    try:
+        return _AT_FIRST_SIGHT[check](scene, limits)
+    except Exception:  # it comes again in the check itself, which is then left out with the reason
+        return True
 
 
 def full_rate(trainer: Trainer) -> float:

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# Share of the first loss from which on much is left: a choice, below those of all checks that ask what kind of point a
+# run has ended at. One that has learned more stands at no saddle and on no plateau, so that less is measured there.
+LEFT = 0.25
+
 
 @dataclass(frozen=True)
 class Units:
@@ -75,6 +79,11 @@ class Evidence:
     def recent(self) -> tuple[float, ...]:
         """Losses on the subset at the samples of the last quarter of the steps, over which the mean of weights is."""
         return tuple(p.loss for p in self.points if p.step > 0 and 4 * p.step >= 3 * self.points[-1].step)
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether little of the first sample's loss is left at the last one."""
+        return bool(self.points) and self.points[0].loss > 0 and self.points[-1].loss < LEFT * self.points[0].loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it in plain Python."""

@@ -123,7 +123,7 @@ class Recorder:
         self._quiet = self._pace.quiet(step) if self._is_plain and not self.guard.reason else 0
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take a sample at the last weights, with curvature, unless there is one.
+        """Take a sample at the last weights, unless there is one; with curvature if much of the loss is left.
 
         Args:
             trainer: The Trainer, in `on_train_end`.
@@ -228,7 +228,7 @@ class Recorder:
         before, self._before = self._before, {}
         if self._catch_up(trainer) or not self.sampler.is_on or not (final or self._pace.is_due(step) or step == 0):
             return
-        curved = final or self._pace.has_curvature(step)
+        curved = self._pace.has_curvature(step) or (final and not self.evidence.has_learned)
         found = self.sampler.take(trainer, pl_module, before, has_curvature=curved, logged=logged)
         self.evidence.points.extend([] if found is None else [found.point])
         if found is not None and not final:

@@ -12,6 +12,7 @@ from lbtrain import OptimizationDiagnostics
 from lbtrain.callbacks._diagnosis_checks import CHECKS, thresholds_of
 from lbtrain.callbacks._diagnosis_exams import find_invalid
 from lbtrain.callbacks._diagnosis_result import Diagnosis, reviewed
+from lbtrain.callbacks._diagnosis_scene import Scene
 from lbtrain.functional.diagnosis import Finding, Remedy
 from tests.unit.callbacks.diagnosed import Classifier, clusters, diagnosed
 
@@ -25,6 +26,13 @@ def elsewhere(tmp_path, monkeypatch):
 def only(*checks):
     """Return which checks to make: these."""
     return {name: name in checks for name in CHECKS}
+
+
+def zeroed():
+    """Return a network whose first layer is zero, and so the gradient of all."""
+    module = Classifier(bias=0.0)
+    nn.init.zeros_(module.hidden.weight)
+    return module
 
 
 def examined(module, *checks, loader=None, **options):
@@ -73,6 +81,43 @@ class TestInputs:
     def test_before_a_normalization_that_comes_too_late_are_one(self):
         late = Stack(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
         assert list(examined(late, "inputs", loader=clusters(shift=1000.0))[0]) == ["ill-conditioned inputs"]
+
+
+class TestAtFirstSight:
+    """The gradient of the subset is taken only where something is to be seen without it."""
+
+    CHECKS = ("data", "inputs", "symmetries")
+
+    @pytest.fixture
+    def taken(self, monkeypatch):
+        seen, take = [], Scene.take_slopes
+        monkeypatch.setattr(Scene, "take_slopes", lambda scene: (seen.append(scene), take(scene))[1])
+        return seen
+
+    def test_a_fit_network_on_fit_data_needs_none(self, taken):
+        assert (examined(Classifier(), *self.CHECKS), taken) == (({}, {}), [])
+
+    @pytest.mark.parametrize("check", CHECKS)
+    def test_what_looks_unfit_needs_one(self, check, taken):
+        module, loader = Classifier(), clusters(shift=1000.0 if check == "inputs" else 0.0)
+        if check == "data":
+            loader.dataset.tensors[0][0, 0] = math.nan
+        if check == "symmetries":
+            module = zeroed()
+        found, left_out = examined(module, *self.CHECKS, loader=loader, num_samples=192)
+        assert (len(found), left_out, len(taken)) == (1, {}, 1)
+
+    def test_one_that_fails_leaves_out_what_cannot_do_without_it(self, monkeypatch):
+        def failing(scene):
+            raise RuntimeError("no gradient")
+
+        monkeypatch.setattr(Scene, "take_slopes", failing)
+        with pytest.warns(UserWarning, match="'symmetries' failed and is left out"):
+            found, left_out = examined(zeroed(), *self.CHECKS)
+        assert (found, left_out) == ({}, {"symmetries": "it failed with RuntimeError"})
+        shifted = clusters(shift=1000.0)
+        found, left_out = examined(Classifier(), *self.CHECKS, loader=shifted)
+        assert (list(found), left_out) == (["ill-conditioned inputs"], {})
 
 
 class TestSummedLoss:

@@ -89,7 +89,27 @@ def test_inputs_far_from_zero_are_named_though_the_network_learns():
     assert diagnosed(loader=clusters(shift=1000.0)).result.first == "ill-conditioned inputs"
 
 
+def test_the_last_lambda_max_is_left_out_where_the_run_has_learned():
+    learned, at_work = (diagnosed(Classifier(lr=lr))._run.evidence.points for lr in (0.1, 0.001))
+    assert learned[-1].loss < 0.25 * learned[0].loss < at_work[-1].loss
+    assert (learned[-1].lambda_max is None, at_work[-1].lambda_max is None) == (True, False)
+
+
 class TestTraining:
+    def test_calls_no_hook_that_would_do_nothing_and_those_of_a_subclass(self):
+        class Counting(OptimizationDiagnostics):
+            count = 0
+
+            def on_after_backward(self, trainer, pl_module):
+                self.count += 1
+
+        plain, counting = OptimizationDiagnostics(figures=False), Counting(figures=False)
+        fit(Classifier(), clusters(), [plain, counting], max_steps=5)
+        idle = {name for name, hook in vars(OptimizationDiagnostics).items() if name.startswith("on_") and hook is None}
+        assert idle == {"on_before_zero_grad", "on_before_backward", "on_after_backward"}
+        assert counting.count == 5
+        assert plain.result.findings == counting.result.findings
+
     @pytest.mark.parametrize("with_sam", [False, True])
     @pytest.mark.parametrize("accumulate", [1, 3])
     def test_is_the_same_bit_for_bit(self, with_sam, accumulate):
