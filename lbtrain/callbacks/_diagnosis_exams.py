@@ -211,6 +211,7 @@ def _reduction(scene: Scene) -> Reduction:
         if isinstance(callback, LossReductionCheck) and callback.result is not None:
             return callback.result
     found = reduction_on(scene.trainer, scene.pl_module, scene.batch)
-    kept_for(scene.trainer).reduction = found.kind  # which measuring need not find again
+    kept = kept_for(scene.trainer)
+    kept.reduction, kept.repeats = found.kind, found.steady  # which measuring need not find again
     scene.evaluations += found.num_losses
     return found

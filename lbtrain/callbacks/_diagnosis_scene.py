@@ -52,6 +52,7 @@ class Scene:
     """Gradient of the loss on the fixed subset by parameter, once it was taken."""
     first: FirstLayer = field(default_factory=FirstLayer)
     """What its first layer was given meanwhile."""
+    _batches: list[Any] | None = None
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -86,9 +87,11 @@ class Scene:
 
     def subset_batches(self) -> list[Any]:
         """Return this rank's batches of the fixed subset as the network gets them, on the device."""
-        read = measured_batches(self.trainer, self.pl_module, self.num_samples, None, self.seed)
-        with traceless(self.trainer, self.pl_module):  # the transfer may augment
-            return [self.to_device(batch) for batch in read]
+        if self._batches is None:
+            read = measured_batches(self.trainer, self.pl_module, self.num_samples, None, self.seed)
+            with traceless(self.trainer, self.pl_module):  # the transfer may augment
+                self._batches = [self.to_device(batch) for batch in read]
+        return self._batches
 
     def to_device(self, batch: Any) -> Any:
         """Return a batch as training has it: converted, and through the module's hooks of the transfer."""

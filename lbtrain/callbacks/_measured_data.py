@@ -25,7 +25,9 @@ class Kept:
     told: bool = False
     """Whether a line has said that the data are random."""
     looked: bool = False
-    """Whether the loss was evaluated twice, to see whether it is random."""
+    """Whether it was seen to that the loss repeats itself."""
+    repeats: bool = False
+    """Whether this rank knows already that it does."""
     reduction: str | None = None
     """What the loss does with the samples of a batch, once that is known."""
 

@@ -48,7 +48,8 @@ def own_generators(pl_module: LightningModule, seed: int | None) -> Iterator[Cal
 def check_repeatable(trainer: Trainer, pl_module: LightningModule, load: Callable[[], Any] | None, seed: int) -> None:
     """Evaluate one batch three times in eval mode, without a trace, and tell or refuse a loss that is random.
 
-    Once per fit; not under strategies that cut parameters into shards, where one rank alone cannot evaluate.
+    Once per fit, and not where the examination of the reduction has told already; not under strategies that cut
+    parameters into shards, where one rank alone cannot evaluate.
 
     Args:
         trainer: The Trainer of the run.
@@ -60,7 +61,7 @@ def check_repeatable(trainer: Trainer, pl_module: LightningModule, load: Callabl
         MisconfigurationException: If the loss differs from itself with the same random numbers.
     """
     kept = kept_for(trainer)
-    skipped, kept.looked = kept.looked or load is None or is_sharded(trainer), True
+    skipped, kept.looked = kept.looked or kept.repeats or load is None or is_sharded(trainer), True
     if skipped:
         return
     with traceless(trainer, pl_module, training=False), own_generators(pl_module, None):

@@ -161,9 +161,12 @@ class StepLosses:
 
 
 def _joined(values: list[Tensor]) -> Tensor:
-    """Return numbers as one vector, on the device that most of them lie on."""
+    """Return numbers as one vector, in single precision at least, on the device that most of them lie on."""
     if not values:
         return torch.zeros(0)
-    device = next((v.device for v in values if v.device.type != "cpu"), values[0].device)
-    wide = torch.float32 if any(v.dtype != torch.float64 for v in values) else torch.float64
-    return torch.stack([v.to(device, wide, non_blocking=True) for v in values])
+    devices = {v.device for v in values}
+    if len(devices) > 1:
+        device = next(d for d in devices if d.type != "cpu")
+        values = [v.to(device, non_blocking=True) for v in values]
+    joined = torch.stack(values)
+    return joined if joined.dtype == torch.float64 else joined.float()

@@ -42,6 +42,21 @@ def set_random_streams(streams: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(streams["cuda"], device)
 
 
+def same_streams(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether two states of `random_streams` are the same.
+
+    Args:
+        first: One.
+        second: Another, of the same device.
+
+    Returns:
+        Whether no random number was drawn between them.
+    """
+    tensors = all(torch.equal(first[name], second[name]) for name in first.keys() & {"torch", "cuda"})
+    arrays = all(map(np.array_equal, first["numpy"], second["numpy"]))
+    return tensors and arrays and first["python"] == second["python"]
+
+
 @contextmanager
 def traceless(
     trainer: Trainer, pl_module: LightningModule, *, training: bool | None = None, keep_gradients: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lbtrain.functional._flow_findings import flow_findings as flow_findings
-from lbtrain.functional.vectors import norm
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,28 @@ def flow(
     References:
         Karpathy (2016), CS231n notes, "Neural Networks Part 3: Learning and Evaluation", ratio of weights to updates.
     """
-    rows, sizes = [], []
+    known, found = updates or {}, {}
+    parts = [part[layer] for layer in gradients for part in (gradients, weights, known) if layer in part]
+    norms = iter(_norms([t for part in parts for t in part]))
     for layer, own in gradients.items():
-        sizes.append(sum(g.numel() for g in own))
-        if layer not in weights or not sizes[-1]:
+        size = sum(g.numel() for g in own)
+        if layer not in weights or not size:
             raise ValueError(f"layer {layer!r} must have weights and a gradient with entries; leave it out of both")
-        moved = (updates or {}).get(layer)
-        parts = (own, weights[layer], moved or [own[0].new_full((), torch.nan)])
-        rows.append(torch.stack([norm([t.detach() for t in part]).to(_wide(own[0])) for part in parts]))
-    if not rows:
-        return {}
-    device, known, found = rows[0].device, updates or {}, {}
-    norms = torch.stack([row.to(device) for row in rows])
-    relative = (norms[:, 2] / norms[:, 1]).tolist()
-    for i, (layer, (gradient, weight, _)) in enumerate(zip(gradients, norms.tolist(), strict=True)):
-        root = float(sizes[i]) ** 0.5
-        found[layer] = LayerFlow(gradient / root, weight / root, relative[i] if known.get(layer) else None)
+        gradient, weight, moved = (
+            math.hypot(*itertools.islice(norms, len(part.get(layer, ())))) for part in (gradients, weights, known)
+        )
+        # Of weights of 0 it is infinite, or NaN where nothing moved them.
+        update = (moved / weight if weight else moved * math.inf) if known.get(layer) else None
+        found[layer] = LayerFlow(gradient / size**0.5, weight / size**0.5, update)
     return found
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    """Return the widest precision that the tensor's device has."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+def _norms(tensors: Sequence[Tensor]) -> list[float]:
+    """Return the norm of each tensor; all of them leave the device at once."""
+    if not tensors:
+        return []
+    norms = torch._foreach_norm([t.detach().float() if t.itemsize < 4 else t.detach() for t in tensors], 2.0)
+    device = norms[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    found: list[float] = torch.stack([n.to(device, wide) for n in norms]).tolist()
+    return found

@@ -42,6 +42,8 @@ class Reduction:
     """Layers that normalize over the batch of each device in training, though not where the loss was judged."""
     sync_batch_norms: int = 0
     """Layers that do so over the batches of all devices."""
+    steady: bool = False
+    """Whether the loss is known to draw no random numbers and to repeat itself; False where nobody has looked."""
 
     @property
     def num_losses(self) -> int:

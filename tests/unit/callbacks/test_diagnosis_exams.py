@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lbtrain import OptimizationDiagnostics
+from lbtrain.callbacks import _random_loss
 from lbtrain.callbacks._diagnosis_checks import CHECKS, thresholds_of
 from lbtrain.callbacks._diagnosis_exams import find_invalid
 from lbtrain.callbacks._diagnosis_result import Diagnosis, reviewed
@@ -118,6 +119,26 @@ class TestAtFirstSight:
         shifted = clusters(shift=1000.0)
         found, left_out = examined(Classifier(), *self.CHECKS, loader=shifted)
         assert (list(found), left_out) == (["ill-conditioned inputs"], {})
+
+
+class TestALossThatRepeatsItself:
+    @pytest.mark.parametrize(
+        ("reduction", "random", "evaluated"), [("mean", False, 0), ("sum", False, 0), ("mean", True, 3)]
+    )
+    def test_is_known_from_the_reduction_and_one_that_draws_is_told(
+        self, reduction, random, evaluated, monkeypatch, caplog
+    ):
+        class Scaled(Classifier):
+            def training_step(self, batch, batch_idx):
+                loss = super().training_step(batch, batch_idx)
+                return loss * (1 + torch.rand(())) if random else loss
+
+        seen, evaluate = [], _random_loss._evaluate
+        monkeypatch.setattr(_random_loss, "_evaluate", lambda *args: (seen.append(args), evaluate(*args))[1])
+        caplog.set_level("INFO")
+        examined(Scaled(reduction=reduction), "reduction")
+        assert len(seen) == evaluated
+        assert sum("is random in eval mode" in r.getMessage() for r in caplog.records) == random
 
 
 class TestSummedLoss:
