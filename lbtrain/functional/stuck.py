@@ -7,6 +7,10 @@ from lbtrain.functional.convexity import Convexity
 from lbtrain.functional.diagnosis import Change, Finding, Remedy
 from lbtrain.functional.training_curve import Curve, share_left
 
+# Levels in the second half of a run, of which the highest and the lowest may be left out: a choice, as many as the
+# default sampling has, so that at least five are judged.
+_MANY = 7
+
 
 def plateau_finding(
     curve: Curve,
@@ -126,12 +130,16 @@ def saddle_finding(
 
 
 def _stands(curve: Curve, left: float, moved: float) -> bool:
-    """Return whether most of the first loss is left and the second half of the run changed it by next to nothing."""
+    """Return whether most of the first loss is left and the second half of the run changed it by next to nothing.
+
+    Where there are many levels the highest and the lowest are left out: a noisy step or two is no way out.
+    """
     levels = curve.track[1]
     if not curve.finite or curve.start <= 0 or not left <= share_left(curve) <= 2 - left:
         return False
-    half = levels[len(levels) // 2 :]
-    return max(half) - min(half) <= moved * curve.start
+    half = sorted(levels[len(levels) // 2 :])
+    half = half[1:-1] if len(half) >= _MANY else half
+    return half[-1] - half[0] <= moved * curve.start
 
 
 def _clearly_negative(low: float | None, top: float | None, residual: float, share: float) -> bool:

@@ -60,6 +60,13 @@ def test_a_saddle_that_was_reached_on_the_way_has_its_step() -> None:
     assert saddle_finding(curve, lambda_min=-0.5, lambda_max=0.6).since == 30
 
 
+@pytest.mark.parametrize(("samples", "away", "stands"), [(15, 1, True), (15, 2, False), (13, 1, True), (11, 1, False)])
+def test_one_noisy_level_of_seven_or_more_is_no_way_out(samples: int, away: int, stands: bool) -> None:
+    levels = [2.3] * (samples - 2 - away) + [2.0] * away + [2.3] * 2
+    curve = standing(1e-3, levels=levels, steps=list(range(samples)), gradient_norms=[1e-3] * samples)
+    assert (saddle_finding(curve, lambda_min=-0.5, lambda_max=0.6) is not None) == stands
+
+
 @pytest.mark.parametrize(
     "ends",
     [
