@@ -9,6 +9,8 @@ from tests.cli.commands import Command
 from tests.cli.probe import plant
 from tests.cli.wandb_file import read
 
+pytestmark = pytest.mark.slow  # seven jobs one after another, which all look at themselves
+
 # In this order, one at a time: what each job does, and its seed.
 JOBS = {
     "first": ("look", 0),
@@ -132,7 +134,6 @@ def test_each_job_has_a_wandb_run_of_its_own(sweep):
         assert found["config"]["seed"] == sweep.records[name].config["seed"]
 
 
-@pytest.mark.slow
 def test_a_sweep_outlives_the_process_that_its_jobs_are_forked_from(tmp_path):
     jobs = {"before": ("look", 0), "killer": ("server", 0), "after": ("look", 0)}
     sweep = Sweep(tmp_path, jobs)
@@ -144,7 +145,6 @@ def test_a_sweep_outlives_the_process_that_its_jobs_are_forked_from(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.slow
 def test_jobs_on_a_gpu_start_with_empty_memory_and_without_the_first_ones_cuda(tmp_path):
     jobs = {"first": ("look", 0), "crashes": ("crash", 0), "last": ("look", 0)}
     sweep = Sweep(tmp_path, jobs, "trainer=gpu")

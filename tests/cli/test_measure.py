@@ -63,6 +63,7 @@ def test_two_processes_measure_what_one_does(trained):
         assert found[key] == pytest.approx(there[key], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_several_checkpoints_are_measured_one_after_another(trained):
     words = ["measure", "-m", "ckpt_path=run/checkpoints/epoch*.ckpt", "callbacks=[hessian]", "hydra.sweep.dir=all"]
     done = run([*words, "data.batch_size=128"], trained, COLUMNS="200", TERM="dumb")

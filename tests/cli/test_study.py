@@ -33,9 +33,9 @@ def same(cell, wanted):
     return cell == wanted if isinstance(wanted, str) else float(cell) == wanted
 
 
-def check_shape(rows):
+def check_shape(rows, optimizers=("SGD", "Adam")):
     """What large batches do at a fixed rate, and what scaling does about it."""
-    for optimizer in ("SGD", "Adam"):
+    for optimizer in optimizers:
         at = [value(rows, "hessian/lambda_max", rate="fixed", batch=b, **pick(rows, optimizer)) for b in (16, 1024)]
         assert at[1] >= 8 * at[0], (optimizer, at)
     scaled = [value(rows, "hessian/lambda_max", rate="sqrt", batch=b, **pick(rows, "Adam")) for b in (16, 1024)]
@@ -54,17 +54,17 @@ def test_the_cut_down_study(tmp_path):
     rows, said = sweep(
         tmp_path / "study",
         f"callbacks={MEASURED}",
-        "optimizer=momentum,adam",
+        "optimizer=adam",
         "scaling=fixed,scaled",
         "data.batch_size=16,1024",
         "~callbacks.sharpness",
         "callbacks.hessian.top_k=1",
         timeout=220,
     )
-    assert len(rows) == 8
-    check_shape(rows)
+    assert len(rows) == 4
+    check_shape(rows, ["Adam"])
     assert max(float(row["test/acc"]) for row in rows) >= 0.97
-    assert "run 8 of 8" in said
+    assert "run 4 of 4" in said
     assert (tmp_path / "study" / "report.html").exists()
 
 

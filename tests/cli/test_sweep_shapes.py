@@ -59,6 +59,7 @@ def test_job_that_loses_a_rank_fails_alone(planted):
     assert other.status == "finished"
 
 
+@pytest.mark.slow
 def test_of_two_sweeps_into_one_named_directory_the_later_is_refused(tmp_path):
     arguments = ["-m", *SMALL, "hydra.sweep.dir=same"]
     with (
@@ -76,6 +77,7 @@ def test_of_two_sweeps_into_one_named_directory_the_later_is_refused(tmp_path):
     assert "Report: " not in refused.out
 
 
+@pytest.mark.slow
 def test_sweeper_gets_the_objective(tmp_path):
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "keeping.py").write_text(SWEEPER)
