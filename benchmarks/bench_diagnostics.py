@@ -21,7 +21,7 @@ its files.
   clocks               what the clocks around its hooks say at other steps, when it does nothing
   cost                 share + calls - clocks, the added time as it can be known best
   added, low, high     how much longer a run with it is, in percent: median and quartiles. Two plain runs differ by a
-                       percent, by where their memory lies
+                       percent, too
   measured             what the callback says that it spent, in percent of its run, median
   samples, evaluations of a run: sampled steps; values, gradients and Hessian products on the samples' data
   found                problems that it found, which there should be none of

@@ -50,21 +50,22 @@ def pick(rows, optimizer):
 
 
 @pytest.mark.distributed
-def test_the_cut_down_study(tmp_path):
+@pytest.mark.parametrize("optimizers", [("adam",), pytest.param(("momentum", "adam"), marks=pytest.mark.slow)])
+def test_the_cut_down_study(tmp_path, optimizers):
     rows, said = sweep(
         tmp_path / "study",
         f"callbacks={MEASURED}",
-        "optimizer=adam",
+        f"optimizer={','.join(optimizers)}",
         "scaling=fixed,scaled",
         "data.batch_size=16,1024",
         "~callbacks.sharpness",
         "callbacks.hessian.top_k=1",
         timeout=220,
     )
-    assert len(rows) == 4
-    check_shape(rows, ["Adam"])
+    assert len(rows) == 4 * len(optimizers)
+    check_shape(rows, [{"momentum": "SGD", "adam": "Adam"}[name] for name in optimizers])
     assert max(float(row["test/acc"]) for row in rows) >= 0.97
-    assert "run 4 of 4" in said
+    assert f"run {len(rows)} of {len(rows)}" in said
     assert (tmp_path / "study" / "report.html").exists()
 
 
